@@ -1,0 +1,421 @@
+"""The life of a run: flags, seed, device, checkpoints, progress and records.
+
+    args = flags("...", epochs=40, lr=3e-3).parse_args(argv)
+    run = Run("vae-z20", args, source)                # makes the folders, seeds
+    run.keep(model=model, optimizer=optimizer)        # what a checkpoint holds; --resume loads it
+    with run.training():                              # Ctrl-C ends here, with nothing lost
+        for epoch in run.epochs():                    # 0 is the untrained model
+            run.record(train_loss=..., val_loss=...)  # history, one line of progress
+    run.reload()                                      # evaluate what is on the disk
+    run.finish(test_loss=...)                         # report/results/<run>.json and .csv
+
+Nothing here knows about a method: the numbers that it keeps are named by the script.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets import REPOSITORY, DataError, Source
+
+SEED = 42
+NOT_METHOD = {"device", "data_root", "out", "resume"}  # flags that may change between resumes
+
+
+class RunError(RuntimeError):
+    """A run cannot go on; the message is one line that says what to do."""
+
+
+class Interrupted(RunError):
+    """Ctrl-C, after everything was saved; the message says how to go on."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Flags
+# ---------------------------------------------------------------------------------------------
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    return _number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def seed_int(text: str) -> int:
+    """Parse a seed that every generator accepts."""
+    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number of at least 0")
+
+
+def _number(text: str, kind: Callable, good: Callable, expected: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not good(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {expected}")
+    return value
+
+
+def device_name(text: str) -> str:
+    """Parse a device and check that this machine has it.
+
+    Returns:
+        "cpu", "cuda" or "mps"; "auto" becomes the fastest that there is.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    if text == "auto":
+        return next(name for name, available in there.items() if available)
+    if text not in there:
+        raise argparse.ArgumentTypeError(f"'{text}' is not one of auto, {', '.join(there)}")
+    if not there[text]:
+        raise argparse.ArgumentTypeError(f"this machine has no '{text}'; use auto or cpu")
+    return text
+
+
+def flags(description: str, epochs: int, lr: float, batch_size: int, sources: tuple[str, ...],
+          epochs_flag: str = "--epochs", precision: str = "float32") -> argparse.ArgumentParser:
+    """Return a parser with the flags that all scripts share; the arguments are their defaults."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add(epochs_flag, dest="epochs", type=positive_int, default=epochs, metavar="N",
+        help="passes over the training images")
+    add("--batch_size", type=positive_int, default=batch_size, metavar="N",
+        help="images in one update")
+    add("--lr", type=positive_float, default=lr, help="learning rate (peak of the schedule)")
+    add("--seed", type=seed_int, default=SEED, help="of weights, order, noise and figures")
+    add("--device", type=device_name, default="auto", help="auto, cpu, cuda or mps")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default=precision,
+        help="of matrix products; auto: bfloat16 where the hardware multiplies it faster")
+    add("--dataset", choices=("auto", *sources), default="auto",
+        help="auto takes the first source that can be had")
+    add("--data_root", default=None, metavar="DIR",
+        help="data folder (None: the variable A3_DATA, else data/ of the repository)")
+    add("--out", type=Path, default=None, metavar="DIR",
+        help="where figures/, results/ and checkpoints/ go (None: report/ and checkpoints/)")
+    add("--resume", action="store_true", help="go on from the last checkpoint of this run")
+    add("--limit", type=positive_int, default=None, metavar="N",
+        help="train on the first N images only, for smoke runs")
+    return parser
+
+
+def run_name(method: str, args: argparse.Namespace, epochs: int, source: Source,
+             first_source: str) -> str:
+    """Name a run so that no other kind of run overwrites its results.
+
+    The full run at the default flags is called after the method alone.
+    """
+    parts = [method]
+    parts += [source.name] if source.name != first_source else []
+    parts += [f"epochs{args.epochs}"] if args.epochs != epochs else []
+    parts += [f"limit{args.limit}"] if args.limit else []
+    parts += [f"seed{args.seed}"] if args.seed != SEED else []
+    return "-".join(parts)
+
+
+def exit_with(main: Callable) -> None:
+    """Run ``main``; what a user can cause ends in one line, never in a traceback.
+
+    Exit status: 0, 1 for data and run errors, 130 after Ctrl-C (argparse gives 2 for flags).
+    """
+    try:
+        main()
+    except Interrupted as stop:
+        print(stop)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("\nstopped before training began; nothing was changed")
+        sys.exit(130)
+    except (DataError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Randomness and hardware
+# ---------------------------------------------------------------------------------------------
+
+def generator(seed: int, use: str) -> torch.Generator:
+    """Return a CPU generator for one use ("figures", "test", ...), independent of all others."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {use}".encode()))
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Tell whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    with contextlib.suppress(OSError):
+        return device == "cpu" and any(
+            flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return False
+
+
+def describe_device(device: str) -> str:
+    """Return the device with its model and, for a processor, the threads in use."""
+    if device == "cuda":
+        return f"cuda: {torch.cuda.get_device_name()}"
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(x for x in lines if x.startswith("model name")).split(":")[1].strip()
+    return f"{device}: {model}, {torch.get_num_threads()} threads"
+
+
+def progress(batches):
+    """Show a bar over the batches of one epoch on a terminal, and nothing elsewhere."""
+    return tqdm(batches, leave=False, disable=None, unit="batch")
+
+
+# ---------------------------------------------------------------------------------------------
+# A run
+# ---------------------------------------------------------------------------------------------
+
+class Run:
+    """One training run: where its files go, what it has recorded, how it goes on.
+
+    Attributes:
+        name: file name of everything that the run writes.
+        device: "cpu", "cuda" or "mps".
+        figures: folder for the figures.
+        history: one dict an epoch, from epoch 0, the untrained model.
+        snapshots: what the script drew at the moments of the run, tensors by epoch.
+        moments: the five epochs at which to draw: start, quarter, half, three quarters, end.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace, source: Source):
+        self.name, self.args, self.source = name, args, source
+        self.device = args.device
+        self.precision = args.precision
+        if args.precision == "auto":
+            self.precision = "bfloat16" if multiplies_bfloat16(self.device) else "float32"
+        report = args.out or REPOSITORY / "report"
+        self.figures, self.results = report / "figures", report / "results"
+        self.checkpoint = (args.out or REPOSITORY) / "checkpoints" / name / "last.pt"
+        for folder in (self.figures, self.results, self.checkpoint.parent):
+            _make_writable(folder)
+        self.history: list[dict[str, float]] = []
+        self.snapshots: dict[int, dict[str, Tensor]] = {}
+        self.moments = sorted({round(args.epochs * part / 4) for part in range(5)})
+        self.interrupted = False
+        self._kept: dict = {}
+        self._clock = 0.0
+        self.provenance = {
+            "device": describe_device(self.device),
+            "precision": self.precision,
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
+                         "torchvision": torchvision.__version__, "numpy": numpy.__version__},
+            "commit": commit(),
+        }
+        torch.manual_seed(args.seed)
+        print(f"run:  {name} on {describe_device(self.device)}, {self.precision}, "
+              f"seed {args.seed}", flush=True)
+
+    def autocast(self):
+        """Return a context in which matrix products run in the chosen precision."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def keep(self, **parts) -> None:
+        """Name what a checkpoint holds: modules, optimisers, schedules, torch.Generators.
+
+        With ``--resume`` they are loaded from the last checkpoint of this run, if there is one.
+
+        Raises:
+            RunError: the checkpoint is of a run with other flags or data.
+        """
+        self._kept = parts
+        if not self.args.resume:
+            return
+        if not self.checkpoint.exists():
+            print(f"no checkpoint at '{self.checkpoint}' yet: starting from the beginning")
+            return
+        self._load()
+        print(f"resumed after epoch {self.history[-1]['epoch']}")
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the epochs still to do, 0 (untrained) to ``args.epochs``; save after each."""
+        for epoch in range(len(self.history), self.args.epochs + 1):
+            self._clock = time.perf_counter()
+            yield epoch
+            self._save()
+
+    def record(self, **numbers: float) -> None:
+        """Add an epoch's numbers to the history, and print them in one line.
+
+        Raises:
+            RunError: one of them is not finite; the last checkpoint stays as it is.
+        """
+        epoch, seconds = len(self.history), time.perf_counter() - self._clock
+        for key, value in numbers.items():
+            if not math.isfinite(value):
+                raise RunError(f"{key} became {value} in epoch {epoch}; the checkpoint before it "
+                               f"is '{self.checkpoint}'; try a lower --lr")
+        self.history.append({"epoch": epoch, **numbers, "seconds": seconds})
+        shown = " · ".join(f"{key} {value:.4g}" if abs(value) < 10 else f"{key} {value:.2f}"
+                           for key, value in numbers.items())
+        left = (self.args.epochs - epoch) * (self.epoch_seconds() if epoch else 0)
+        tqdm.write(f"[{epoch:3d}/{self.args.epochs}] {shown} · {seconds:.1f} s"
+                   + (f" · {left // 60:.0f}:{left % 60:02.0f} left" if left else ""))
+        sys.stdout.flush()
+
+    def named_moments(self) -> list[tuple[str, dict[str, Tensor]]]:
+        """Return the snapshots for the report: of the start, of half-way and of the end.
+
+        Of a run that was stopped: those that there are, the last one as the end.
+        """
+        last = max(self.snapshots)
+        epochs = {"start": 0, "half": round(self.args.epochs / 2), "end": last}
+        return [(name, self.snapshots[epoch]) for name, epoch in epochs.items()
+                if epoch in self.snapshots]
+
+    @contextlib.contextmanager
+    def training(self):
+        """End the training loop cleanly on Ctrl-C: the last whole epoch is on the disk."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+            if self.checkpoint.exists():
+                self._load()
+
+    def reload(self) -> None:
+        """Load everything kept from the checkpoint on the disk, which is then evaluated.
+
+        Raises:
+            Interrupted: the run was stopped by Ctrl-C and has no final numbers.
+        """
+        if self.interrupted:
+            raise Interrupted(f"\nstopped after epoch {len(self.history) - 1}; to go on, give the "
+                              f"same command with --resume (from '{self.checkpoint}')")
+        self.provenance = self._load()["provenance"]  # of the training, not of this evaluation
+
+    def epoch_seconds(self) -> float:
+        """Median seconds of an epoch: training and validation."""
+        return statistics.median(row["seconds"] for row in self.history[1:])
+
+    def finish(self, **numbers) -> dict:
+        """Write ``results/<run>.json`` and ``.csv``, and return what the JSON holds."""
+        results = {
+            **numbers,
+            "epochs": self.args.epochs,
+            "epoch_seconds": round(self.epoch_seconds(), 3),
+            "train_seconds": round(sum(row["seconds"] for row in self.history[1:]), 1),
+            "snapshot_epochs": self.moments,
+            "flags": self._flags(),
+            "seed": self.args.seed,
+            "data": vars(self.source),
+            **self.provenance,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        write_atomically(self.results / f"{self.name}.json",
+                         (json.dumps(results, indent=2) + "\n").encode())
+        with (self.results / f"{self.name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.history[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({key: f"{value:.6g}" for key, value in row.items()}
+                             for row in self.history)
+        print(f"done: {self.results / self.name}.json, figures in {self.figures}", flush=True)
+        return results
+
+    def _flags(self) -> dict:
+        """The flags that determine the numbers, as plain values."""
+        return {key: value for key, value in vars(self.args).items() if key not in NOT_METHOD}
+
+    def _save(self) -> None:
+        state = {
+            "kept": {key: part.get_state() if isinstance(part, torch.Generator)
+                     else part.state_dict() for key, part in self._kept.items()},
+            "history": self.history,
+            "snapshots": self.snapshots,
+            "flags": self._flags(),
+            "data": self.source.sha256,
+            "provenance": self.provenance,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
+        }
+        write_atomically(self.checkpoint, lambda file: torch.save(state, file))
+
+    def _load(self) -> dict:
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise RunError(f"'{self.checkpoint}' cannot be read as a checkpoint "
+                           f"({type(error).__name__}); delete it and start again") from error
+        ours, theirs = self._flags(), state["flags"]
+        other = [f"--{key} {theirs.get(key)} there, {ours.get(key)} here"
+                 for key in ours if ours[key] != theirs.get(key)]
+        other += ["other data"] if state["data"] != self.source.sha256 else []
+        if other:
+            raise RunError(f"'{self.checkpoint}' is of another run ({'; '.join(other)}); give the "
+                           "same flags, or leave out --resume")
+        for key, part in self._kept.items():
+            load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+            load(state["kept"][key])
+        self.history, self.snapshots = state["history"], state["snapshots"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        return state
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------
+
+def write_atomically(path: Path, content: bytes | Callable) -> None:
+    """Write a file that, whenever the process or the machine dies, is the old or the new one.
+
+    Args:
+        content: the bytes, or a function that writes them to an open binary file.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content) if isinstance(content, bytes) else content(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def commit() -> str:
+    """Return the git commit of the code, with "-dirty" if code/ differs from it, or "unknown"."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True,
+                              check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "code"], capture_output=True,
+                                 text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("-dirty" if changed else "")
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write to '{folder}' ({error.strerror}); choose another folder "
+                       "with --out") from error

@@ -1,0 +1,178 @@
+"""A run loses nothing: checkpoints, resuming, Ctrl-C, records and refusals."""
+
+import argparse
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import runs
+from datasets import Source
+from runs import Interrupted, Run, RunError, flags, generator, run_name, write_atomically
+
+CODE = Path(runs.__file__).parent
+SOURCE = Source("bmnist", "test images", "0" * 64)
+
+
+def arguments(out: Path, *more: str) -> argparse.Namespace:
+    parser = flags("a test", epochs=4, lr=1e-3, batch_size=8, sources=("bmnist", "sample"))
+    return parser.parse_args(["--out", str(out), "--device", "cpu", *more])
+
+
+def train(out: Path, *more: str, stop: int | None = None, loss=lambda epoch: 1.0) -> Run:
+    """Train one weight a random step an epoch; stop as by Ctrl-C in the middle of one."""
+    run = Run("test", arguments(out, *more), SOURCE)
+    weight, order = torch.nn.Linear(1, 1), torch.Generator().manual_seed(0)
+    run.keep(model=weight, order=order)
+    run.weight = weight
+    with run.training():
+        for epoch in run.epochs():
+            step = torch.randn(()) + torch.rand((), generator=order)
+            with torch.no_grad():
+                weight.bias += step
+            if epoch == stop:
+                raise KeyboardInterrupt
+            run.record(train_loss=loss(epoch), step=float(step))
+            run.snapshots[epoch] = {"bias": weight.bias.detach().clone()}
+    return run
+
+
+def test_resumed_equals_uninterrupted_to_the_last_bit(tmp_path):
+    whole = train(tmp_path / "whole")
+    stopped = train(tmp_path / "parts", stop=3)
+    assert stopped.interrupted and len(stopped.history) == 3
+    torch.manual_seed(12345)
+    resumed = train(tmp_path / "parts", "--resume")
+    assert torch.equal(whole.weight.bias, resumed.weight.bias)
+    assert [row["step"] for row in whole.history] == [row["step"] for row in resumed.history]
+    assert all(torch.equal(whole.snapshots[epoch]["bias"], resumed.snapshots[epoch]["bias"])
+               for epoch in range(5))
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    run = train(tmp_path, stop=2)
+    with pytest.raises(Interrupted, match="--resume"):
+        run.reload()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(RunError, match="train_loss became nan in epoch 3"):
+        train(tmp_path, loss=lambda epoch: float("nan") if epoch == 3 else 1.0)
+    state = torch.load(tmp_path / "checkpoints/test/last.pt", weights_only=True)
+    assert state["history"][-1]["epoch"] == 2
+
+
+def test_resuming_refuses_other_flags_other_data_and_damage(tmp_path, monkeypatch):
+    train(tmp_path)
+    with pytest.raises(RunError, match=r"--lr 0.001 there, 0.5 here"):
+        train(tmp_path, "--resume", "--lr", "0.5")
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", Source("bmnist", "others", "1" * 64))
+    with pytest.raises(RunError, match="other data"):
+        train(tmp_path, "--resume")
+    (tmp_path / "checkpoints/test/last.pt").write_bytes(b"damaged")
+    with pytest.raises(RunError, match="cannot be read as a checkpoint"):
+        train(tmp_path, "--resume")
+
+
+def test_resuming_without_a_checkpoint_begins(tmp_path, capsys):
+    assert len(train(tmp_path, "--resume").history) == 5
+    assert "starting from the beginning" in capsys.readouterr().out
+
+
+def test_the_files_of_a_run_hold_every_number(tmp_path):
+    run = train(tmp_path)
+    run.reload()
+    results = run.finish(test_loss=0.5)
+    assert results == json.loads((tmp_path / "results/test.json").read_text())
+    assert {"test_loss", "epochs", "epoch_seconds", "train_seconds", "flags", "seed", "data",
+            "device", "precision", "versions", "commit", "date"} <= set(results)
+    rows = (tmp_path / "results/test.csv").read_text().splitlines()
+    assert rows[0] == "epoch,train_loss,step,seconds" and len(rows) == 6
+    assert run.moments == [0, 1, 2, 3, 4]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def half(file):
+        file.write(b"ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old"
+
+
+def test_kill_during_a_checkpoint_leaves_a_loadable_one(tmp_path):
+    """A child saves without pause and is killed (SIGKILL) at a moment it does not choose."""
+    child = textwrap.dedent(f"""
+        import sys; sys.path.insert(0, {str(CODE)!r})
+        from pathlib import Path
+        import torch
+        from runs import write_atomically
+        for i in range(10**6):
+            write_atomically(Path({str(tmp_path)!r}) / "last.pt",
+                             lambda file: torch.save({{"i": i, "x": torch.full((500_000,), i)}},
+                                                     file))
+            print(i, flush=True)
+        """)
+    with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE) as process:
+        for kill in range(3):
+            process.stdout.readline()
+            time.sleep(0.003 * kill)
+        process.kill()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (state["x"] == state["i"]).all()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="choose another folder with --out"):
+        Run("test", arguments(tmp_path / "file"), SOURCE)
+
+
+@pytest.mark.parametrize("wrong", [
+    ("--epochs", "0"), ("--epochs", "1.5"), ("--batch_size", "-3"), ("--lr", "-1"),
+    ("--lr", "nan"), ("--lr", "inf"), ("--device", "tpu"), ("--seed", "-1"),
+    ("--precision", "float64"), ("--dataset", "cifar"), ("--limit", "0")])
+def test_a_wrong_flag_is_named_in_one_line_with_status_2(tmp_path, wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        arguments(tmp_path, *wrong)
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert wrong[0] in last and wrong[1] in last, last
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (RunError("no"), 1), (runs.DataError("no"), 1), (Interrupted("later"), 130),
+    (KeyboardInterrupt(), 130)])
+def test_what_a_user_can_cause_ends_in_one_line(error, status, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        runs.exit_with(main)
+    assert stop.value.code == status
+    told = capsys.readouterr()
+    assert len((told.out + told.err).strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("more", "source", "name"), [
+    ((), "bmnist", "vae"), (("--seed", "1"), "bmnist", "vae-seed1"),
+    (("--epochs", "9", "--limit", "5"), "bmnist", "vae-epochs9-limit5"),
+    ((), "sample", "vae-sample")])
+def test_only_the_full_run_bears_the_plain_name(tmp_path, more, source, name):
+    args = arguments(tmp_path, *more)
+    assert run_name("vae", args, 4, Source(source, "", ""), "bmnist") == name
+
+
+def test_generators_of_different_uses_differ_and_repeat():
+    draws = [torch.rand(1, generator=generator(seed, use)).item()
+             for seed, use in ((1, "a"), (1, "a"), (1, "b"), (2, "a"))]
+    assert draws[0] == draws[1] and len(set(draws)) == 3
