@@ -1,0 +1,117 @@
+"""Curves as vector PDF and image grids as exact PNG, in one look, for the report's text width.
+
+Nothing here trains: every function draws numbers or images that it is given.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+matplotlib.use("pdf")  # no window, on any machine
+import matplotlib.pyplot as plt
+from PIL import Image
+
+TEXT_WIDTH_IN = 5.5  # of the NIPS page
+ZOOM = 3  # each pixel becomes 3 x 3 equal ones, so that no viewer blurs it
+GAP_PX = 2  # between two images of a grid
+# Two colours of different lightness (Okabe & Ito 2008), and lines of different style: readable in
+# grey and by colour-blind readers.
+TRAIN = {"color": "#E69F00", "linestyle": "--", "linewidth": 1.2}
+VAL = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.2}
+STYLE = {
+    "font.size": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
+    "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.6, "axes.grid": True, "grid.linewidth": 0.3, "grid.color": "0.85",
+    "legend.frameon": False, "font.family": "serif", "font.serif": ["STIXGeneral"],
+    "mathtext.fontset": "stix", "pdf.fonttype": 42, "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.02,
+}  # fmt: skip
+
+
+@contextmanager
+def canvas(path: Path, columns: int = 1, width: float = TEXT_WIDTH_IN, height: float = 2.0,
+           **options):
+    """Yield the axes of a figure of the report's look, and write it as PDF at the end.
+
+    The date is left out of the file, so that equal numbers give equal bytes.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained",
+                                    **options)
+        try:
+            yield axes
+            figure.savefig(path, metadata={"CreationDate": None})
+        finally:
+            plt.close(figure)
+
+
+def column(history: Sequence[dict], key: str, first: int = 0) -> tuple[list, list]:
+    """Return epochs and values of one recorded number, from epoch ``first`` on."""
+    rows = [row for row in history if row["epoch"] >= first]
+    return [row["epoch"] for row in rows], [row[key] for row in rows]
+
+
+def tile(images: Tensor, columns: int) -> np.ndarray:
+    """Lay images out in rows, with white lines between and around them.
+
+    Args:
+        images: (N, 784) grey values in [0, 1]; what is outside is clipped.
+
+    Returns:
+        (H, W) uint8; an incomplete last row is filled up with white.
+    """
+    pixels = (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = pixels.reshape(-1, 28, 28).numpy()
+    rows = -(-len(pixels) // columns)
+    step = 28 + GAP_PX
+    sheet = np.full((rows * step + GAP_PX, columns * step + GAP_PX), 255, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = GAP_PX + i // columns * step, GAP_PX + i % columns * step
+        sheet[top : top + 28, left : left + 28] = image
+    return sheet
+
+
+def join(sheets: Sequence[np.ndarray], axis: int, gap: int = 14) -> np.ndarray:
+    """Put sheets of the same size below (axis 0) or beside (axis 1) each other on white."""
+    space = np.full_like(np.take(sheets[0], [0] * gap, axis), 255)
+    parts = [part for sheet in sheets for part in (space, sheet)][1:]
+    return np.concatenate(parts, axis)
+
+
+def save_png(sheet: np.ndarray, path: Path) -> None:
+    """Write grey values pixel by pixel, each enlarged to a square: nothing is interpolated."""
+    Image.fromarray(sheet.repeat(ZOOM, 0).repeat(ZOOM, 1)).save(path, optimize=True)
+
+
+def train_and_val(axis, train: Sequence[float], val: Sequence[float], label: str,
+                  legend: str = "upper right") -> None:
+    """Draw the two curves of one quantity against epochs 0, 1, ...; the legend has both ends."""
+    axis.plot(train, label=f"train {train[-1]:.2f}", **TRAIN)
+    axis.plot(val, label=f"validation {val[-1]:.2f}", **VAL)
+    axis.set(xlabel="epoch", ylabel=label)
+    axis.legend(loc=legend)
+
+
+def log_ticks(axis, ticks: Sequence[float]) -> None:
+    """Make the vertical axis logarithmic, with plain numbers at these ticks."""
+    axis.set_yscale("log")
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+
+
+def scatter(path: Path, points: Tensor, labels: Tensor) -> None:
+    """Draw labelled points of the plane, one colour a class, with the class at its median."""
+    with canvas(path, width=3.4, height=3.2) as axis:
+        for digit, color in enumerate(plt.get_cmap("tab10").colors):
+            cloud = points[labels == digit].numpy()
+            axis.plot(*cloud.T, ".", markersize=1.5, alpha=0.35, color=color, rasterized=True,
+                      markeredgewidth=0)
+            axis.annotate(str(digit), np.median(cloud, axis=0), fontsize=10, weight="bold",
+                          ha="center", va="center", color="black",
+                          bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": color})
+        axis.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
