@@ -1,0 +1,194 @@
+"""The VAE's mathematics against oracles, closed forms and its own contracts."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
+
+import a3_vae_template as vae
+from a3_vae_template import VAE, Decoder, Elbo, Encoder, bernoulli_nll, gaussian_kl
+from datasets import Split
+
+
+def binary(images: int, seed: int = 0, **options) -> Split:
+    pixels = torch.rand(images, 784, generator=torch.Generator().manual_seed(seed)) < 0.2
+    return Split(pixels.to(torch.uint8), None, **options)
+
+
+def zeroed(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
+
+
+# Known answers ---------------------------------------------------------------------------------
+
+def test_zero_weights_give_exactly_784_ln_2():
+    """All Bernoulli means are 1/2 and q(z|x) is the prior."""
+    model, data = zeroed(VAE()).double().eval(), binary(30, batch_size=7)
+    reconstruction, kl = model.elbo_terms(data.images.double())
+    assert torch.allclose(reconstruction, torch.tensor(784 * math.log(2), dtype=torch.float64),
+                          rtol=1e-12)
+    assert torch.equal(kl, torch.zeros_like(kl))
+    elbo = vae.epoch_iter(zeroed(VAE()).eval(), data)
+    assert abs(elbo - 784 * math.log(2)) < 1e-3, (elbo, 784 * math.log(2))
+
+
+def test_kl_is_that_of_torch_distributions():
+    mean, log_std = torch.randn(2, 50, 20, dtype=torch.float64)
+    q = Independent(Normal(mean, log_std.exp()), 1)
+    p = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 1)
+    assert torch.allclose(gaussian_kl(mean, log_std), kl_divergence(q, p), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("mean", "variance", "nats"),
+                         [(0, 1, 0), (10, 0.01, 51.8076), (10, 100, 97.1974), (0, 2, 0.1534)])
+def test_kl_of_known_gaussians(mean, variance, nats):
+    kl = gaussian_kl(torch.tensor([[float(mean)]]), torch.tensor([[math.log(variance) / 2]]))
+    assert abs(float(kl) - nats) < 1e-3, (float(kl), nats)
+
+
+def test_reconstruction_is_the_bernoulli_log_likelihood():
+    logits = 5 * torch.randn(50, 784, dtype=torch.float64)
+    x = (torch.rand(50, 784) < 0.5).double()
+    expected = -Bernoulli(logits=logits).log_prob(x).sum(1)
+    assert torch.allclose(bernoulli_nll(logits, x), expected, rtol=1e-12)
+
+
+def test_reconstruction_is_finite_where_the_mean_rounds_to_0_or_1():
+    logits = torch.full((2, 784), 100.0) * torch.tensor([[1.0], [-1.0]])
+    nll = bernoulli_nll(logits, torch.ones(2, 784))
+    assert torch.allclose(nll, torch.tensor([0.0, 78400.0])), nll
+
+
+# A linear-Gaussian VAE, whose log p(x) is known --------------------------------------------------
+
+def linear_gaussian_elbo(x, mean, log_std, weight, eps):
+    """-ELBO terms of p(x|z) = N(W z, I), p(z) = N(0, I), with the script's own KL."""
+    z = mean + log_std.exp() * eps
+    nll = 0.5 * ((x - z @ weight.T) ** 2 + math.log(2 * math.pi)).sum(1)
+    return nll + gaussian_kl(mean, log_std)
+
+
+def test_elbo_is_a_lower_bound_and_tight_at_the_exact_posterior():
+    """W has orthogonal columns, so the exact posterior is a diagonal Gaussian."""
+    torch.manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0] * torch.tensor([2.0, 0.5])
+    covariance = weight @ weight.T + torch.eye(6, dtype=torch.float64)
+    x = MultivariateNormal(torch.zeros(6).double(), covariance).sample((3,))
+    log_px = MultivariateNormal(torch.zeros(6).double(), covariance).log_prob(x)
+
+    precision = 1 + (weight**2).sum(0)
+    mean, log_std = x @ weight / precision, -0.5 * precision.log().expand(3, 2)
+    eps = torch.randn(200_000, 3, 2, dtype=torch.float64)
+
+    def estimate(mean, log_std):
+        terms = torch.stack([linear_gaussian_elbo(x, mean, log_std, weight, e)
+                             for e in eps.split(1)[:2000] for e in e])
+        return terms.mean(0), terms.std(0) / len(terms) ** 0.5
+
+    elbo, error = estimate(mean, log_std)
+    assert ((elbo + log_px).abs() < 4 * error).all(), (elbo, -log_px, error)
+    for other in ((mean + 0.5, log_std), (mean, log_std + 0.5)):
+        loose, error = estimate(*other)
+        gap = kl_divergence(Independent(Normal(other[0], other[1].exp()), 1),
+                            Independent(Normal(mean, log_std.exp()), 1))
+        assert (loose > -log_px).all(), (loose, -log_px)
+        assert ((loose + log_px - gap).abs() < 4 * error).all(), (loose + log_px, gap)
+
+
+# Contracts -------------------------------------------------------------------------------------
+
+def test_the_template_interface():
+    x = binary(5).images.float()
+    mean, std = Encoder(hidden_dim=30, z_dim=4)(x)
+    assert mean.shape == std.shape == (5, 4) and (std > 0).all()
+    means = Decoder(hidden_dim=30, z_dim=4)(mean)
+    assert means.shape == (5, 784) and means.min() >= 0 and means.max() <= 1
+    model = VAE(hidden_dim=30, z_dim=4)
+    loss = model(x)
+    assert loss.shape == () and loss.isfinite()
+    samples, im_means = model.sample(3)
+    assert samples.shape == im_means.shape == (3, 784)
+    assert set(samples.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_std_is_positive_however_negative_its_weights():
+    encoder = Encoder(hidden_dim=30, z_dim=4)
+    nn.init.constant_(encoder.net[-1].bias, -20)
+    assert (encoder(binary(5).images.float())[1] > 0).all()
+
+
+def test_every_parameter_gets_a_gradient():
+    model = VAE(hidden_dim=30, z_dim=4)
+    model(binary(8).images.float()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_the_gradient_passes_through_mean_and_std():
+    """Without the reparametrization, only the KL would reach the encoder."""
+    model = VAE(hidden_dim=30, z_dim=4)
+    reconstruction, _ = model.elbo_terms(binary(8).images.float())
+    reconstruction.sum().backward()
+    gradient = model.encoder.net[-1].bias.grad
+    assert (gradient != 0).all(), gradient
+
+
+def test_samples_follow_their_means():
+    """P(x = 1) = mean, not 1 - mean."""
+    model = zeroed(VAE(hidden_dim=30, z_dim=4))
+    nn.init.constant_(model.decoder.net[-1].bias, 2.0)
+    samples, means = model.sample(100)
+    assert abs(float(samples.mean()) - 0.8808) < 0.01, float(samples.mean())
+    assert abs(float(means.mean()) - 0.8808) < 1e-3
+
+
+def test_a_sample_repeats_with_its_generator():
+    model = VAE(hidden_dim=30, z_dim=4)
+    one, two = (model.sample(3, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+
+
+# Evaluation ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
+def test_the_result_does_not_depend_on_the_batch_size(batch_size):
+    torch.manual_seed(0)
+    model = VAE(hidden_dim=30, z_dim=4).eval()
+    whole = vae.epoch_iter(model, binary(50, batch_size=50))
+    parts = vae.epoch_iter(model, binary(50, batch_size=batch_size))
+    assert abs(whole - parts) < 1e-3, (whole, parts)
+    assert abs(parts - (parts.reconstruction + parts.kl)) < 1e-6
+
+
+def test_evaluation_changes_nothing():
+    model = VAE(hidden_dim=30, z_dim=4).eval()
+    before = [parameter.clone() for parameter in model.parameters()]
+    state = torch.get_rng_state()
+    vae.epoch_iter(model, binary(20))
+    assert torch.equal(state, torch.get_rng_state()), "evaluation draws from its own generator"
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        assert parameter.grad is None and torch.equal(parameter, old)
+
+
+def test_training_lowers_the_loss_on_a_fixed_batch():
+    torch.manual_seed(0)
+    model, data = VAE(hidden_dim=50, z_dim=4), binary(64, batch_size=64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    curve = [vae.run_epoch(model, (data, data), optimizer, schedule)[1] for _ in range(30)]
+    assert curve[-1] < curve[0] - 50, (curve[0], curve[-1])
+
+
+def test_elbo_is_a_float_with_two_terms():
+    elbo = Elbo(70.0, 27.5)
+    assert elbo == 97.5 and (elbo.reconstruction, elbo.kl) == (70.0, 27.5)
+    assert f"{elbo:.1f}" == "97.5"
+
+
+def test_the_plot_takes_plain_curves(tmp_path):
+    vae.save_elbo_plot([543.0, 120.0], [543.0, 118.0], tmp_path / "elbo.pdf")
+    assert (tmp_path / "elbo.pdf").stat().st_size > 1000
