@@ -1,0 +1,285 @@
+"""The flow's mathematics, at random weights: at initialisation it is the identity."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal
+
+import a3_nf_template as nf
+from a3_nf_template import Coupling, Flow, Model, get_mask, log_prior, sample_prior
+from datasets import Split
+
+
+def randomised(module: nn.Module, scale: float = 0.3, seed: int = 0) -> nn.Module:
+    """Give all layers, the last ones too, random weights, in float64."""
+    torch.manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=scale / part.in_features**0.5)
+            nn.init.normal_(part.bias, std=scale)
+    return module.double().eval()
+
+
+def small_mask(dimensions: int = 6) -> torch.Tensor:
+    return (torch.arange(dimensions) % 2 == 0).double()[None]
+
+
+class SmallFlow(nn.Module):
+    """The script's couplings in few dimensions."""
+
+    def __init__(self, dimensions: int = 6, n_flows: int = 2):
+        super().__init__()
+        mask = small_mask(dimensions)
+        self.layers = nn.ModuleList(
+            Coupling(dimensions, one, 16) for _ in range(n_flows) for one in (mask, 1 - mask))
+
+    forward = Flow.forward
+
+
+def small_model(dimensions: int = 6, scale: float = 0.3) -> Model:
+    model = Model(n_hidden=4)
+    model.flow = SmallFlow(dimensions)
+    model.flow.z_shape = (dimensions,)
+    return randomised(model, scale)
+
+
+def images(number: int, **options) -> Split:
+    pixels = torch.randint(0, 256, (number, 784), generator=torch.Generator().manual_seed(0))
+    return Split(pixels.to(torch.uint8), None, **options)
+
+
+def zeros(batch: int) -> torch.Tensor:
+    return torch.zeros(batch, dtype=torch.float64)
+
+
+def logdet(function, x: torch.Tensor) -> torch.Tensor:
+    """Log |det| of the Jacobian of each row's map, by autograd."""
+    return torch.stack([
+        torch.autograd.functional.jacobian(lambda r: function(r[None])[0], row).slogdet()[1]
+        for row in x])
+
+
+# Inverses and log-determinants -------------------------------------------------------------------
+
+MAPS = {
+    "coupling": lambda: randomised(Coupling(6, small_mask(), 16)),
+    "flow": lambda: randomised(SmallFlow()),
+    "logit": lambda: Model(n_hidden=4).double().logit_normalize,
+}
+
+
+def points(name: str, batch: int = 5) -> torch.Tensor:
+    torch.manual_seed(1)
+    x = torch.randn(batch, 6, dtype=torch.float64)
+    return torch.rand_like(x) * 256 if name == "logit" else x
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_reverse_of_forward_is_the_identity_both_ways(name):
+    function, x = MAPS[name](), points(name)
+    z, ldj = function(x, zeros(5))
+    assert (z - x).abs().max() > 0.01, "the map must not be the identity"
+    assert ldj.abs().max() > 0.01, "nor must it keep the volume"
+    back, left = function(z, ldj, reverse=True)
+    assert (back - x).abs().max() < 1e-9 * max(1, x.abs().max()), (back - x).abs().max()
+    assert left.abs().max() < 1e-9, left
+
+    start = torch.randn(5, 6, dtype=torch.float64)
+    x, ldj = function(start, zeros(5), reverse=True)
+    again, left = function(x, ldj)
+    assert (again - start).abs().max() < 1e-9 and left.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_ldj_is_the_slogdet_of_the_autograd_jacobian(name, reverse):
+    function = MAPS[name]()
+    x = points("any" if reverse else name)
+    _, ldj = function(x, zeros(5), reverse)
+    expected = logdet(lambda r: function(r, zeros(1), reverse)[0], x)
+    assert torch.allclose(ldj, expected, atol=1e-9), (ldj, expected)
+
+
+def test_ldj_adds_to_what_came_in_and_changes_no_input():
+    coupling, x, ldj = MAPS["coupling"](), points("any"), torch.arange(5.0).double()
+    before = x.clone(), ldj.clone()
+    _, out = coupling(x, ldj)
+    _, fresh = coupling(x, zeros(5))
+    assert torch.allclose(out, ldj + fresh)
+    assert torch.equal(x, before[0]) and torch.equal(ldj, before[1])
+
+
+def test_a_coupling_keeps_where_the_mask_is_1_and_changes_the_rest():
+    for mask in (small_mask(), 1 - small_mask()):
+        x = points("any")
+        z, _ = randomised(Coupling(6, mask, 16))(x, zeros(5))
+        kept = mask[0].bool()
+        assert torch.equal(z[:, kept], x[:, kept])
+        assert (z[:, ~kept] != x[:, ~kept]).all()
+
+
+def test_the_half_size_coupling_equals_a_masked_full_one_of_the_same_weights():
+    """The template's form: y = b x + (1 - b) (x exp(s(b x)) + t(b x))."""
+    mask, x = small_mask(), points("any")
+    coupling = randomised(Coupling(6, mask, 16))
+    kept, changed = mask[0].bool(), ~mask[0].bool()
+    first, last = coupling.nn[0], coupling.nn[-1]
+    full_in = torch.zeros(16, 6).double()
+    full_in[:, kept] = first.weight.detach()
+    hidden = torch.relu((mask * x) @ full_in.T + first.bias)
+    hidden = torch.relu(coupling.nn[2](hidden))
+    s, t = torch.zeros(5, 6).double(), torch.zeros(5, 6).double()
+    out = last(hidden)
+    s[:, changed], t[:, changed] = torch.tanh(out[:, :3]), out[:, 3:]
+    expected = mask * x + (1 - mask) * (x * s.exp() + t)
+    z, ldj = coupling(x, zeros(5))
+    assert torch.allclose(z, expected, atol=1e-12)
+    assert torch.allclose(ldj, ((1 - mask) * s).sum(1), atol=1e-12)
+
+
+def test_the_flow_starts_as_the_identity_and_its_masks_alternate():
+    flow, x = Flow((784,), n_flows=2, n_hidden=8), torch.randn(3, 784)
+    z, ldj = flow(x, torch.zeros(3))
+    assert torch.equal(z, x) and torch.equal(ldj, torch.zeros(3))
+    for one, other in zip(flow.layers[:-1], flow.layers[1:], strict=True):
+        assert torch.equal(one.kept, other.changed) and torch.equal(one.changed, other.kept)
+
+
+def test_the_mask_is_a_checkerboard():
+    mask = get_mask()
+    assert mask.shape == (1, 784)
+    board = mask.reshape(28, 28)
+    assert board[0, 0] == 1 and (board[1:] + board[:-1] == 1).all()
+    assert (board[:, 1:] + board[:, :-1] == 1).all()
+
+
+# Densities -------------------------------------------------------------------------------------
+
+def test_log_prior_is_elementwise_standard_normal():
+    x = torch.randn(3, 5, dtype=torch.float64)
+    assert torch.allclose(log_prior(x), Normal(0, 1).log_prob(x).double(), atol=1e-12)
+
+
+def test_a_two_dimensional_density_integrates_to_1():
+    flow = randomised(SmallFlow(dimensions=2), scale=1.0)
+    line = torch.linspace(-25, 25, 1501, dtype=torch.float64)
+    x = torch.cartesian_prod(line, line)
+    with torch.no_grad():
+        z, ldj = flow(x, zeros(len(x)))
+        density = torch.exp(log_prior(z).sum(1) + ldj)
+    total = float(density.sum() * (line[1] - line[0]) ** 2)
+    assert abs(total - 1) < 1e-3, total
+
+
+def test_a_discrete_model_of_one_pixel_sums_to_1():
+    """P(x) = int_[0,1) p(x + u) du over all 256 values; Gauss-Legendre in each bin."""
+    model = Model(n_hidden=4).double()
+    nodes, node_weights = np.polynomial.legendre.leggauss(20)
+    u = torch.tensor((nodes + 1) / 2)
+    x = torch.arange(256).double()[:, None, None]
+    y = (x + u[None, :, None]).reshape(-1, 1)
+    z, ldj = model.logit_normalize(y, zeros(len(y)))
+    # Not the prior of the model: a scale that makes the tails part of the test.
+    log_p = (Normal(-1.0, 2.0).log_prob(z).sum(1) + ldj).reshape(256, -1)
+    mass = (log_p.exp() @ torch.tensor(node_weights / 2)).sum()
+    # What is outside [0, 256): the squeeze leaves alpha / 2 of the unit interval on each side.
+    edge = math.log(nf.ALPHA / 2 / (1 - nf.ALPHA / 2))
+    outside = Normal(-1.0, 2.0).cdf(torch.tensor(edge).double())
+    outside += 1 - Normal(-1.0, 2.0).cdf(torch.tensor(-edge).double())
+    assert abs(float(mass + outside) - 1) < 1e-4, (float(mass), float(outside))
+
+
+def test_a_uniform_model_has_exactly_8_bits_per_dimension(monkeypatch):
+    """Under a logistic prior, logit(s) is uniform in s: p(x) = 256^-784, but for alpha."""
+    monkeypatch.setattr(
+        nf, "log_prior", lambda z: nn.functional.logsigmoid(z) + nn.functional.logsigmoid(-z))
+    bits = nf.epoch_iter(Model(n_hidden=4).eval(), images(20, batch_size=7))
+    expected = 8 - math.log2(1 - nf.ALPHA)
+    assert abs(bits - expected) < 1e-5, (bits, expected)
+
+
+def test_dequantization_stays_in_the_bin_and_the_logit_is_finite_at_its_ends():
+    model, x = Model(n_hidden=4), torch.tensor([[0.0, 127.0, 255.0]])
+    y = torch.cat([model.dequantize(x) for _ in range(1000)])
+    assert (y >= x).all() and (y <= x + 1).all() and (y < 256.001).all()
+    assert abs(float((y - x).mean()) - 0.5) < 0.03
+    z, ldj = model.logit_normalize(torch.tensor([[0.0, 128.0, 256.0]]), torch.zeros(1))
+    assert z.isfinite().all() and ldj.isfinite().all()
+    assert torch.allclose(z[0, 0], -z[0, 2], rtol=1e-5), z
+
+
+def test_float32_agrees_with_float64():
+    model = randomised(Model(n_flows=2, n_hidden=32))
+    x, u = images(20).images.double(), torch.rand(20, 784)
+    exact, rounded = model(x, u), model.float()(x.float(), u)
+    assert torch.allclose(rounded.double(), exact, rtol=1e-5), (rounded, exact)
+
+
+# Evaluation and contracts ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50])
+def test_the_result_does_not_depend_on_the_batch_size(batch_size):
+    model = randomised(Model(n_flows=1, n_hidden=16)).float()
+    whole = nf.epoch_iter(model, images(50, batch_size=50))
+    parts = nf.epoch_iter(model, images(50, batch_size=batch_size))
+    assert abs(whole - parts) < 1e-5, (whole, parts)
+
+
+def test_the_importance_weighted_bound_of_one_draw_is_the_plain_one_and_more_draws_tighten_it():
+    model = small_model().float()
+    data = Split(torch.randint(0, 256, (200, 6)).to(torch.uint8), None)
+    bounds = {k: nf.importance_weighted_bpd(model, data, k, torch.Generator().manual_seed(0))
+              for k in (1, 4, 64)}
+    plain = -model(data.images.float(), nf.uniform(
+        data.images.float(), torch.Generator().manual_seed(0))) / nf.NATS_PER_BIT_PER_DIM
+    assert torch.allclose(bounds[1], plain, atol=1e-6)
+    means = [float(bounds[k].mean()) for k in (1, 4, 64)]
+    assert means[0] > means[1] > means[2], means
+
+
+def test_the_template_interface():
+    model = Model([784], n_hidden=16)
+    x = images(5).images.float()
+    log_px = model(x)
+    assert log_px.shape == (5,) and log_px.isfinite().all()
+    samples = model.sample(3)
+    assert samples.shape == (3, 784) and samples.min() >= 0 and samples.max() <= 255
+    assert torch.equal(samples, samples.floor())
+    assert sample_prior((3, 784)).shape == (3, 784)
+    z, ldj = model.flow(torch.randn(2, 784), torch.zeros(2))
+    assert z.shape == (2, 784) and ldj.shape == (2,)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = randomised(Model(n_flows=2, n_hidden=16)).float()
+    model(images(8).images.float()).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_decoding_a_code_gives_the_image_back():
+    model, x = randomised(Model(n_flows=2, n_hidden=16)), images(5).images.double()
+    z, _ = model.encode(x)
+    assert torch.equal(model.decode(z), x)
+
+
+def test_training_lowers_the_loss_on_a_fixed_batch():
+    torch.manual_seed(0)
+    model, data = Model(n_flows=1, n_hidden=32), images(32, batch_size=32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    curve = [nf.run_epoch(model, (data, data), optimizer, schedule)[1] for _ in range(20)]
+    assert curve[-1] < curve[0] - 0.1, (curve[0], curve[-1])
+
+
+def test_half_precision_products_leave_the_likelihood_in_float32():
+    model = randomised(Model(n_flows=2, n_hidden=32)).float()
+    x, u = images(8).images.float(), torch.rand(8, 784)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x, u)
+    assert half.dtype == torch.float32
+    full = model(x, u)
+    assert ((half - full) / full).abs().max() < 0.01, (half, full)
