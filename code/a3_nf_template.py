@@ -30,12 +30,12 @@ from torch import Tensor, nn
 import figures
 from datasets import mnist
 from latents import lerp, slerp
-from runs import Run, exit_with, flags, generator, positive_int, progress, run_name
+from runs import Run, exit_with, flags, generator, one_cycle, positive_int, progress, run_name
 
 EPOCHS = 40
-FULL_PRECISION = nullcontext()  # what run.autocast() gives for float32
+FULL_PRECISION = nullcontext()  # in place of run.autocast()
 ALPHA = 1e-5  # keeps the logit finite; of the assignment's template
-MAX_GRADIENT_NORM = 100.0  # of the loss in nats per image
+MAX_GRADIENT_NORM = 1.0  # of the loss in nats per image
 NATS_PER_BIT_PER_DIM = 784 * math.log(2)
 TARGET_BITS_PER_DIM = 1.85  # question 3.8
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the prior's standard deviation in the figure
@@ -92,7 +92,8 @@ class Coupling(nn.Module):
     with s = tanh(.) and t from one network of x_kept, which both directions know. Ordered
     (kept, changed), the Jacobian is triangular, its diagonal ones and exp(s). The network sees
     the kept half only and computes the changed half only; its last layer starts at zero, so
-    that the coupling starts as the identity.
+    that the coupling starts as the identity. SiLU, where the template suggests ReLU, learns
+    markedly faster here.
 
     Args:
         c_in: number of pixels.
@@ -106,8 +107,8 @@ class Coupling(nn.Module):
         self.register_buffer("changed", (1 - mask).flatten().nonzero().flatten(),
                              persistent=False)
         self.nn = nn.Sequential(
-            nn.Linear(len(self.kept), n_hidden), nn.ReLU(),
-            nn.Linear(n_hidden, n_hidden), nn.ReLU(),
+            nn.Linear(len(self.kept), n_hidden), nn.SiLU(),
+            nn.Linear(n_hidden, n_hidden), nn.SiLU(),
             nn.Linear(n_hidden, 2 * len(self.changed)))
         nn.init.zeros_(self.nn[-1].weight)
         nn.init.zeros_(self.nn[-1].bias)
@@ -154,16 +155,16 @@ class Model(nn.Module):
         """Return z + u, u uniform on [0, 1): exactly the width of a bin."""
         return z + (torch.rand_like(z) if u is None else u)
 
-    def logit_normalize(self, z: Tensor, ldj: Tensor, reverse: bool = False
+    def logit_normalize(self, z: Tensor, logdet: Tensor, reverse: bool = False
                         ) -> tuple[Tensor, Tensor]:
         """Map [0, 256) to the real line: y = z / 256, s = alpha / 2 + (1 - alpha) y, logit(s).
 
-        Each pixel adds -log 256 + log(1 - alpha) - log s - log(1 - s) to ldj, the logarithm of
-        the derivative. Reverse takes logits, undoes the map and subtracts the same.
+        Each pixel adds -log 256 + log(1 - alpha) - log s - log(1 - s) to logdet, the logarithm
+        of the derivative. Reverse takes logits, undoes the map and subtracts the same.
 
         Args:
             z: (B, D) in [0, 256), or logits if reverse.
-            ldj: (B,) nats.
+            logdet: (B,) nats, to which it is added.
         """
         constant = z[0].numel() * (math.log1p(-ALPHA) - math.log(256))
         if not reverse:
@@ -171,12 +172,12 @@ class Model(nn.Module):
             # 1 - s is not computed from s, which rounds to 1 near the upper end.
             log_s = torch.log(ALPHA / 2 + (1 - ALPHA) * y)
             log_1_minus_s = torch.log(ALPHA / 2 + (1 - ALPHA) * (1 - y))
-            ldj = ldj + constant - (log_s + log_1_minus_s).sum(dim=1)
+            logdet = logdet + constant - (log_s + log_1_minus_s).sum(dim=1)
             z = log_s - log_1_minus_s
         else:
-            ldj = ldj - constant + (F.logsigmoid(z) + F.logsigmoid(-z)).sum(dim=1)
+            logdet = logdet - constant + (F.logsigmoid(z) + F.logsigmoid(-z)).sum(dim=1)
             z = (torch.sigmoid(z) - ALPHA / 2) / (1 - ALPHA) * 256
-        return z, ldj
+        return z, logdet
 
     def encode(self, x: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return z = f(x + u), (B, 784), and the log-determinant, (B,), of images in 0..255."""
@@ -210,12 +211,13 @@ def epoch_iter(model: Model, data, optimizer=None, scheduler=None, autocast=FULL
                ) -> float:
     """Go once through the data; train if the model is in training mode, else only evaluate.
 
-    Evaluation draws one noise per image, always alike, whatever the batch size.
+    Evaluation draws its noise always alike, image after image, so that the result depends
+    neither on the batch size nor on what was drawn before.
 
     Returns:
         bits per dimension, -log2 p(x + u) / 784, averaged over the images.
     """
-    total = torch.zeros((), device=data.images.device)  # -log p, nats summed up
+    sums = []  # of each batch: -log p in nats
     noise = generator(0, "evaluation")
     with torch.set_grad_enabled(model.training):
         for x in progress(data):
@@ -227,9 +229,11 @@ def epoch_iter(model: Model, data, optimizer=None, scheduler=None, autocast=FULL
                 (nll / len(x)).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
                 optimizer.step()
-                scheduler.step()
-            total += nll.detach()
-    return total.item() / len(data.images) / NATS_PER_BIT_PER_DIM
+                if scheduler is not None:
+                    scheduler.step()
+            sums.append(nll.detach())
+    total = torch.stack(sums).cpu().double().sum().item()
+    return total / len(data.images) / NATS_PER_BIT_PER_DIM
 
 
 def run_epoch(model: Model, data, optimizer=None, scheduler=None, autocast=FULL_PRECISION
@@ -265,11 +269,11 @@ def importance_weighted_bpd(model: Model, data, n_noise: int, noise: torch.Gener
     Returns:
         (N,) bits per dimension.
     """
-    bounds = []
-    for x in progress(data):
-        log_p = torch.stack([model(x, uniform(x, noise)) for _ in range(n_noise)])  # (K, B)
-        bounds.append(torch.logsumexp(log_p, dim=0) - math.log(n_noise))
-    return -torch.cat(bounds) / NATS_PER_BIT_PER_DIM
+    log_sum = torch.full((len(data.images),), -math.inf, device=data.images.device)
+    for _ in progress(range(n_noise)):
+        log_p = torch.cat([model(x, uniform(x, noise)) for x in data])  # (N,)
+        log_sum = torch.logaddexp(log_sum, log_p)
+    return (math.log(n_noise) - log_sum) / NATS_PER_BIT_PER_DIM
 
 
 # ---------------------------------------------------------------------------------------------
@@ -282,21 +286,20 @@ def save_bpd_plot(train_curve: Sequence[float], val_curve: Sequence[float], file
         figures.train_and_val(axis, train_curve, val_curve, "bits per dimension")
         axis.axhline(TARGET_BITS_PER_DIM, color="0.4", linewidth=0.6, linestyle=":")
         axis.annotate(f"{TARGET_BITS_PER_DIM}", (0, TARGET_BITS_PER_DIM), fontsize=7, va="bottom")
-        low, high = min(*train_curve, *val_curve), max(TARGET_BITS_PER_DIM, *val_curve[1:])
-        axis.set_ylim(low - 0.05, min(high, 2.5) + 0.05)
+        low = min(TARGET_BITS_PER_DIM, *train_curve, *val_curve)
+        axis.set_ylim(low - 0.05, max([low, *val_curve[1:]]) + 0.05)
 
 
-def save_pixel_plot(data, filename: Path):
+def save_pixel_plot(model: Model, data, filename: Path):
     """Histogram one pixel's values as stored, dequantized, and as logits (question 3.4)."""
-    x = data.images[:, 28 * 14 + 14].double()[:, None]  # the middle of the image
-    model, noise = Model(), generator(0, "pixel")
-    y = model.dequantize(x.cpu(), uniform(x.cpu(), noise))
+    x = data.images[:, [28 * 14 + 14]].cpu().double()  # (N, 1), the middle of the image
+    y = model.dequantize(x, uniform(x, generator(0, "pixel")))
     logits, _ = model.logit_normalize(y, torch.zeros(len(y)).double())
     panels = [(x, "stored value $x$", 256), (y, "dequantized $x + u$", 64),
               (logits, "logit of the squeezed value", 64)]
     with figures.canvas(filename, columns=3, height=1.7) as axes:
         for axis, (values, label, bins) in zip(axes, panels, strict=True):
-            axis.hist(values.flatten().cpu().numpy(), bins=bins, density=True, color="#0072B2")
+            axis.hist(values.flatten().numpy(), bins=bins, density=True, color="#0072B2")
             axis.set(xlabel=label, yscale="log")
         axes[0].set_ylabel("density")
 
@@ -309,13 +312,12 @@ def draw_moment(model: Model, seed: int) -> dict[str, Tensor]:
 def save_training_figures(run: Run):
     """Draw the curves and, for the moments that were reached, samples."""
     curves = [[row[f"{split}_bits_per_dim"] for row in run.history] for split in ("train", "val")]
-    save_bpd_plot(*curves, run.figures / f"{run.name}-bpd.pdf")
+    save_bpd_plot(*curves, run.figure("bpd.pdf"))
     moments = [run.snapshots[epoch] for epoch in sorted(run.snapshots)]
     for name, moment in run.named_moments():
-        figures.save_png(figures.tile(moment["samples"], 5),
-                         run.figures / f"{run.name}-samples-{name}.png")
+        figures.save_png(figures.tile(moment["samples"], 5), run.figure(f"samples-{name}.png"))
     gallery = [figures.tile(moment["samples"][:16], 4) for moment in moments]
-    figures.save_png(figures.join(gallery, axis=1), run.figures / f"{run.name}-gallery.png")
+    figures.save_png(figures.join(gallery, axis=1), run.figure("gallery.png"))
 
 
 @torch.no_grad()
@@ -325,11 +327,10 @@ def save_latent_figures(run: Run, model: Model, test):
     x = test.images[ends].float()
     z, _ = model.encode(x, uniform(x, generator(run.args.seed, "figures")))
     walks = torch.cat([walk(*z, steps=9) for walk in (lerp, slerp)])
-    figures.save_png(figures.tile(model.decode(walks) / 255, 9),
-                     run.figures / f"{run.name}-interpolation.png")
+    figures.save_png(figures.tile(model.decode(walks) / 255, 9), run.figure("interpolation.png"))
     z = sample_prior((10, 784), generator(run.args.seed, "figures")).to(x.device)
     rows = torch.cat([model.decode(temperature * z) for temperature in TEMPERATURES])
-    figures.save_png(figures.tile(rows / 255, 10), run.figures / f"{run.name}-temperatures.png")
+    figures.save_png(figures.tile(rows / 255, 10), run.figure("temperatures.png"))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -341,11 +342,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parse_args(argv)
     train, val, test = mnist(args.data_root, args.batch_size, dataset=args.dataset,
                              device=args.device, seed=args.seed, limit=args.limit, shift=1)
-    run = Run(run_name("nf", args, EPOCHS, train.source, "mnist"), args, train.source)
+    run = Run(run_name("nf", args, parse_args([]), train.source, "mnist"), args, train.source)
     model = Model(n_flows=args.n_flows, n_hidden=args.n_hidden).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=args.lr, total_steps=args.epochs * len(train), pct_start=0.1)
+    scheduler = one_cycle(optimizer, args.epochs * len(train))
     run.keep(model=model, optimizer=optimizer, scheduler=scheduler, order=train.generator)
 
     with run.training():
@@ -360,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     run.reload()
     model.eval()
     save_latent_figures(run, model, test)
-    save_pixel_plot(train, run.figures / f"{run.name}-pixel.pdf")
+    save_pixel_plot(model, train, run.figure("pixel.pdf"))
     bound = importance_weighted_bpd(model, test, args.iw_samples,
                                     generator(args.seed, "importance weighting"))
     untrained, trained = run.history[0], run.history[-1]

@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import figures
-from datasets import binarize, bmnist, mnist
+from datasets import DataError, binarize, bmnist, mnist
 from latents import normal_grid
-from runs import Run, exit_with, flags, generator, positive_int, progress, run_name
+from runs import Run, exit_with, flags, generator, one_cycle, positive_int, progress, run_name
 
 EPOCHS = 40
-FULL_PRECISION = nullcontext()  # what run.autocast() gives for float32
+FULL_PRECISION = nullcontext()  # in place of run.autocast()
 INPUT_DROPOUT = 0.2  # of the encoder
 MANIFOLD_SIDE = 20  # the manifold is a 20 x 20 grid (question 1.15)
 
@@ -196,17 +196,17 @@ class VAE(nn.Module):
 def epoch_iter(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PRECISION) -> Elbo:
     """Go once through the data; train if the model is in training mode, else only evaluate.
 
-    Evaluation draws its noise for the whole split at once and always alike, so that its result
-    depends on the weights alone: not on the batch size, nor on what was drawn before.
+    Evaluation draws its noise for the whole split at once and always alike, so that the result
+    depends neither on the batch size nor on what was drawn before.
 
     Returns:
         the negative ELBO averaged over the images, in nats.
     """
-    total = torch.zeros(2, device=data.images.device)  # reconstruction and KL, summed up
+    sums = []  # of each batch: reconstruction and KL
     noise = [None] * len(data)
     if not model.training:
         noise = torch.randn(len(data.images), model.z_dim, generator=generator(0, "evaluation"))
-        noise = noise.to(total.device).split(data.batch_size)
+        noise = noise.to(data.images.device).split(data.batch_size)
     with torch.set_grad_enabled(model.training):
         for x, eps in zip(progress(data), noise, strict=True):
             with autocast:
@@ -215,14 +215,18 @@ def epoch_iter(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_P
                 optimizer.zero_grad()
                 (terms.sum() / len(x)).backward()
                 optimizer.step()
-                scheduler.step()
-            total += terms.detach()
-    return Elbo(*(total.double() / len(data.images)).tolist())
+                if scheduler is not None:
+                    scheduler.step()
+            sums.append(terms.detach())
+    total = torch.stack(sums).cpu().double().sum(dim=0)
+    return Elbo(*(total / len(data.images)).tolist())
 
 
 def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PRECISION
               ) -> tuple[Elbo, Elbo]:
     """Train on the first split and validate on the second; without an optimizer, evaluate both.
+
+    Validation is in float32, whatever the precision of training.
 
     Returns:
         the average negative ELBO of train (while it was trained) and val, in nats per image.
@@ -233,7 +237,7 @@ def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PR
     train_elbo = epoch_iter(model, traindata, optimizer, scheduler, autocast)
 
     model.eval()
-    val_elbo = epoch_iter(model, valdata, autocast=autocast)
+    val_elbo = epoch_iter(model, valdata)
 
     return train_elbo, val_elbo
 
@@ -275,32 +279,38 @@ def save_training_figures(run: Run):
     """Draw the curves and, for the moments that were reached, samples and manifolds."""
     curves = [[Elbo(row[f"{split}_reconstruction_nats"], row[f"{split}_kl_nats"])
                for row in run.history] for split in ("train", "val")]
-    save_elbo_plot(*curves, run.figures / f"{run.name}-elbo.pdf")
+    save_elbo_plot(*curves, run.figure("elbo.pdf"))
     moments = [run.snapshots[epoch] for epoch in sorted(run.snapshots)]
     for name, moment in run.named_moments():
         means, samples = (figures.tile(moment[key], 5) for key in ("means", "samples"))
         figures.save_png(figures.join((means, samples), axis=0),
-                         run.figures / f"{run.name}-samples-{name}.png")
+                         run.figure(f"samples-{name}.png"))
         if "manifold" in moment:
             figures.save_png(figures.tile(moment["manifold"], MANIFOLD_SIDE),
-                             run.figures / f"{run.name}-manifold-{name}.png")
+                             run.figure(f"manifold-{name}.png"))
     gallery = [figures.tile(moment["means"][:16], 4) for moment in moments]
-    figures.save_png(figures.join(gallery, axis=1), run.figures / f"{run.name}-gallery.png")
+    figures.save_png(figures.join(gallery, axis=1), run.figure("gallery.png"))
 
 
 @torch.no_grad()
-def save_encoder_figures(run: Run, model: VAE, val):
+def save_encoder_figures(run: Run, model: VAE, val, test):
     """Draw reconstructions of val images and, for two latent dimensions, the codes of digits."""
     x = val.images[:20].float()
     pairs = torch.cat([x[:10], model.decoder(model.encoder(x[:10])[0]),
                        x[10:], model.decoder(model.encoder(x[10:])[0])])
-    figures.save_png(figures.tile(pairs, 10), run.figures / f"{run.name}-reconstructions.png")
-    if model.z_dim == 2:
-        # Larochelle's files have no labels, MNIST's test images have: binarized, only for this.
-        source = "sample" if run.source.name == "sample" else "auto"
-        labelled = mnist(run.args.data_root, dataset=source)[2]
-        mean, _ = model.encoder(binarize(labelled.images).float().to(run.device))
-        figures.scatter(run.figures / f"{run.name}-codes.pdf", mean.cpu(), labelled.labels)
+    figures.save_png(figures.tile(pairs, 10), run.figure("reconstructions.png"))
+    if model.z_dim != 2:
+        return
+    images, labels = test.images, test.labels
+    if labels is None:  # in Larochelle's files; MNIST's own test images, binarized, have them
+        try:
+            digits = mnist(run.args.data_root, dataset="mnist", device=run.device)[2]
+        except DataError as error:
+            print(f"the figure of the codes is left out, it needs labels: {error}")
+            return
+        images, labels = binarize(digits.images), digits.labels
+    mean, _ = model.encoder(images.float())
+    figures.scatter(run.figure("codes.pdf"), mean.cpu(), labels.cpu())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -312,12 +322,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parse_args(argv)
     train, val, test = bmnist(args.data_root, args.batch_size, dataset=args.dataset,
                               device=args.device, seed=args.seed, limit=args.limit)
-    run = Run(run_name(f"vae-z{args.zdim}", args, EPOCHS, train.source, "bmnist"),
-              args, train.source)
+    name = run_name(f"vae-z{args.zdim}", args, parse_args(["--zdim", str(args.zdim)]),
+                    train.source, "bmnist")
+    run = Run(name, args, train.source)
     model = VAE(args.hidden_dim, args.zdim).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=args.lr, total_steps=args.epochs * len(train), pct_start=0.1)
+    scheduler = one_cycle(optimizer, args.epochs * len(train))
     run.keep(model=model, optimizer=optimizer, scheduler=scheduler, order=train.generator)
 
     with run.training():
@@ -334,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     save_training_figures(run)
     run.reload()
     model.eval()
-    save_encoder_figures(run, model, val)
+    save_encoder_figures(run, model, val, test)
     test_elbo = epoch_iter(model, test)
     untrained, trained = run.history[0], run.history[-1]
     return run.finish(

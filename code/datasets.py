@@ -23,6 +23,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,8 @@ class Split:
 
     def __init__(self, images: Tensor, source: Source, labels: Tensor | None = None,
                  batch_size: int = 128, generator: torch.Generator | None = None, shift: int = 0):
+        if shift and generator is None:
+            raise ValueError(f"shift {shift} needs a generator to draw the moves from")
         self.images, self.labels, self.source = images, labels, source
         self.batch_size, self.generator = batch_size, generator
         self.shifts = shift_table(shift).to(images.device) if shift else None
@@ -182,8 +185,8 @@ def _find(loaders: dict, dataset: str, root: str | Path | None, download: bool):
     """Load the named source, or the first that can be had, and say which in one line."""
     if dataset != "auto" and dataset not in loaders:
         raise DataError(f"'--dataset {dataset}': expected auto or one of {', '.join(loaders)}")
-    root = Path(root or os.environ.get("A3_DATA") or REPOSITORY / "data").expanduser()
-    if root.exists() and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
+    root = Path(root or os.environ.get("A3_DATA") or REPOSITORY / "data")
+    if os.path.lexists(root) and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
         raise DataError(f"'{root}' cannot be read as the data folder; name one with --data_root")
     for name in loaders if dataset == "auto" else [dataset]:
         try:
@@ -236,8 +239,8 @@ def _mnist_files(root: Path, download: bool):
         try:
             with _time_limit(NETWORK_TIMEOUT_S):
                 MNIST(str(root), download=True)
-        except (OSError, RuntimeError) as error:
-            raise Unavailable(f"download failed ({_one_line(error)})") from error
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise Unavailable(f"no MNIST under '{root}', and it cannot be fetched") from error
     for name in MNIST_FILES:
         _verified(root, name)
     train, test = MNIST(str(root), train=True), MNIST(str(root), train=False)
@@ -303,7 +306,7 @@ def _download(url: str, path: Path, sha256: str) -> None:
         if digest.hexdigest() != sha256:
             raise OSError("the server sent something else")
         part.replace(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise Unavailable(f"download of {url} failed ({_one_line(error)})") from error
     finally:
         part.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ STYLE = {
     "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "axes.grid": True, "grid.linewidth": 0.3, "grid.color": "0.85",
     "legend.frameon": False, "font.family": "serif", "font.serif": ["STIXGeneral"],
-    "mathtext.fontset": "stix", "pdf.fonttype": 42, "savefig.bbox": "tight",
+    "mathtext.fontset": "stix", "pdf.fonttype": 42, "savefig.bbox": "tight", "savefig.dpi": 300,
     "savefig.pad_inches": 0.02,
 }  # fmt: skip
 
@@ -48,12 +48,6 @@ def canvas(path: Path, columns: int = 1, width: float = TEXT_WIDTH_IN, height: f
             figure.savefig(path, metadata={"CreationDate": None})
         finally:
             plt.close(figure)
-
-
-def column(history: Sequence[dict], key: str, first: int = 0) -> tuple[list, list]:
-    """Return epochs and values of one recorded number, from epoch ``first`` on."""
-    rows = [row for row in history if row["epoch"] >= first]
-    return [row["epoch"] for row in rows], [row[key] for row in rows]
 
 
 def tile(images: Tensor, columns: int) -> np.ndarray:

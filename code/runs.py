@@ -15,6 +15,7 @@ Nothing here knows about a method: the numbers that it keeps are named by the sc
 import argparse
 import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -121,18 +122,22 @@ def flags(description: str, epochs: int, lr: float, batch_size: int, sources: tu
     return parser
 
 
-def run_name(method: str, args: argparse.Namespace, epochs: int, source: Source,
-             first_source: str) -> str:
+def run_name(method: str, args: argparse.Namespace, defaults: argparse.Namespace,
+             source: Source, first_source: str) -> str:
     """Name a run so that no other kind of run overwrites its results.
 
-    The full run at the default flags is called after the method alone.
+    The full run at the default flags is called after the method alone; to any other, the source
+    and the flags that differ are added, as in "vae-z20-seed1".
     """
-    parts = [method]
-    parts += [source.name] if source.name != first_source else []
-    parts += [f"epochs{args.epochs}"] if args.epochs != epochs else []
-    parts += [f"limit{args.limit}"] if args.limit else []
-    parts += [f"seed{args.seed}"] if args.seed != SEED else []
+    parts = [method] + ([source.name] if source.name != first_source else [])
+    parts += [f"{key}{value}" for key, value in method_flags(args).items()
+              if key != "dataset" and value != getattr(defaults, key)]
     return "-".join(parts)
+
+
+def method_flags(args: argparse.Namespace) -> dict:
+    """Return the flags that determine the numbers of a run."""
+    return {key: value for key, value in vars(args).items() if key not in NOT_METHOD}
 
 
 def exit_with(main: Callable) -> None:
@@ -146,9 +151,9 @@ def exit_with(main: Callable) -> None:
         print(stop)
         sys.exit(130)
     except KeyboardInterrupt:
-        print("\nstopped before training began; nothing was changed")
+        print("\nstopped")
         sys.exit(130)
-    except (DataError, RunError) as error:
+    except (DataError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -183,6 +188,22 @@ def describe_device(device: str) -> str:
     return f"{device}: {model}, {torch.get_num_threads()} threads"
 
 
+def one_cycle(optimizer: torch.optim.Optimizer, updates: int
+              ) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return a schedule: up to the optimizer's learning rate in a tenth of the updates, then to 0.
+
+    Both ways along half a cosine (after Smith & Topin 2019, "Super-convergence").
+    """
+    rise = max(1, updates // 10)
+    fall = max(1, updates - rise)
+
+    def share(update: int) -> float:
+        done = (update + 1) / rise if update < rise else 1 - (update - rise) / fall
+        return 0.5 * (1 - math.cos(math.pi * done))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
 def progress(batches):
     """Show a bar over the batches of one epoch on a terminal, and nothing elsewhere."""
     return tqdm(batches, leave=False, disable=None, unit="batch")
@@ -198,7 +219,6 @@ class Run:
     Attributes:
         name: file name of everything that the run writes.
         device: "cpu", "cuda" or "mps".
-        figures: folder for the figures.
         history: one dict an epoch, from epoch 0, the untrained model.
         snapshots: what the script drew at the moments of the run, tensors by epoch.
         moments: the five epochs at which to draw: start, quarter, half, three quarters, end.
@@ -211,24 +231,25 @@ class Run:
         if args.precision == "auto":
             self.precision = "bfloat16" if multiplies_bfloat16(self.device) else "float32"
         report = args.out or REPOSITORY / "report"
-        self.figures, self.results = report / "figures", report / "results"
+        self.folder, self.results = report / "figures", report / "results"
         self.checkpoint = (args.out or REPOSITORY) / "checkpoints" / name / "last.pt"
-        for folder in (self.figures, self.results, self.checkpoint.parent):
+        for folder in (self.folder, self.results, self.checkpoint.parent):
             _make_writable(folder)
         self.history: list[dict[str, float]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.moments = sorted({round(args.epochs * part / 4) for part in range(5)})
         self.interrupted = False
         self._kept: dict = {}
+        self._begun = False  # the checkpoint on the disk is of this run
         self._clock = 0.0
-        self.provenance = {
+        self.provenance = [{
             "device": describe_device(self.device),
             "precision": self.precision,
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
                          "torchvision": torchvision.__version__, "numpy": numpy.__version__},
             "commit": commit(),
-        }
-        torch.manual_seed(args.seed)
+        }]
+        torch.manual_seed(generator(args.seed, "weights and noise").initial_seed())
         print(f"run:  {name} on {describe_device(self.device)}, {self.precision}, "
               f"seed {args.seed}", flush=True)
 
@@ -250,7 +271,9 @@ class Run:
         if not self.checkpoint.exists():
             print(f"no checkpoint at '{self.checkpoint}' yet: starting from the beginning")
             return
-        self._load()
+        here, there = self.provenance, self._load()["provenance"]
+        self.provenance = there if len(self.history) > self.args.epochs else [
+            *(one for one in there if one not in here), *here]
         print(f"resumed after epoch {self.history[-1]['epoch']}")
 
     def epochs(self) -> Iterator[int]:
@@ -267,16 +290,13 @@ class Run:
             RunError: one of them is not finite; the last checkpoint stays as it is.
         """
         epoch, seconds = len(self.history), time.perf_counter() - self._clock
-        for key, value in numbers.items():
-            if not math.isfinite(value):
-                raise RunError(f"{key} became {value} in epoch {epoch}; the checkpoint before it "
-                               f"is '{self.checkpoint}'; try a lower --lr")
+        self._check(numbers, f"in epoch {epoch}")
         self.history.append({"epoch": epoch, **numbers, "seconds": seconds})
         shown = " · ".join(f"{key} {value:.4g}" if abs(value) < 10 else f"{key} {value:.2f}"
                            for key, value in numbers.items())
-        left = (self.args.epochs - epoch) * (self.epoch_seconds() if epoch else 0)
+        left = round((self.args.epochs - epoch) * (self.epoch_seconds() if epoch else 0))
         tqdm.write(f"[{epoch:3d}/{self.args.epochs}] {shown} · {seconds:.1f} s"
-                   + (f" · {left // 60:.0f}:{left % 60:02.0f} left" if left else ""))
+                   + (f" · {left // 60}:{left % 60:02} left" if left else ""))
         sys.stdout.flush()
 
     def named_moments(self) -> list[tuple[str, dict[str, Tensor]]]:
@@ -295,9 +315,14 @@ class Run:
         try:
             yield
         except KeyboardInterrupt:
+            if not self._begun:  # there is nothing of this run yet
+                raise
             self.interrupted = True
-            if self.checkpoint.exists():
-                self._load()
+            self._load()
+
+    def figure(self, name: str) -> Path:
+        """Return where a figure goes: of a run that was stopped, beside those of a whole one."""
+        return self.folder / f"{self.name}-{'partial-' if self.interrupted else ''}{name}"
 
     def reload(self) -> None:
         """Load everything kept from the checkpoint on the disk, which is then evaluated.
@@ -308,39 +333,51 @@ class Run:
         if self.interrupted:
             raise Interrupted(f"\nstopped after epoch {len(self.history) - 1}; to go on, give the "
                               f"same command with --resume (from '{self.checkpoint}')")
-        self.provenance = self._load()["provenance"]  # of the training, not of this evaluation
+        self._load()
 
     def epoch_seconds(self) -> float:
         """Median seconds of an epoch: training and validation."""
         return statistics.median(row["seconds"] for row in self.history[1:])
 
     def finish(self, **numbers) -> dict:
-        """Write ``results/<run>.json`` and ``.csv``, and return what the JSON holds."""
+        """Write ``results/<run>.json`` and ``.csv``, and return what the JSON holds.
+
+        Raises:
+            RunError: one of the numbers is not finite.
+        """
+        self._check(numbers, "at the end")
         results = {
             **numbers,
             "epochs": self.args.epochs,
             "epoch_seconds": round(self.epoch_seconds(), 3),
             "train_seconds": round(sum(row["seconds"] for row in self.history[1:]), 1),
             "snapshot_epochs": self.moments,
-            "flags": self._flags(),
+            "flags": method_flags(self.args),
             "seed": self.args.seed,
             "data": vars(self.source),
-            **self.provenance,
+            **self.provenance[-1],
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+        if len(self.provenance) > 1:
+            results["begun_on"] = self.provenance[:-1]
         write_atomically(self.results / f"{self.name}.json",
                          (json.dumps(results, indent=2) + "\n").encode())
-        with (self.results / f"{self.name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.history[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: f"{value:.6g}" for key, value in row.items()}
-                             for row in self.history)
-        print(f"done: {self.results / self.name}.json, figures in {self.figures}", flush=True)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self.history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" for key, value in row.items()}
+                         for row in self.history)
+        write_atomically(self.results / f"{self.name}.csv", table.getvalue().encode())
+        for partial in self.folder.glob(f"{self.name}-partial-*"):
+            partial.unlink()
+        print(f"done: {self.results / self.name}.json, figures in {self.folder}", flush=True)
         return results
 
-    def _flags(self) -> dict:
-        """The flags that determine the numbers, as plain values."""
-        return {key: value for key, value in vars(self.args).items() if key not in NOT_METHOD}
+    def _check(self, numbers: dict, when: str) -> None:
+        for key, value in numbers.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RunError(f"{key} became {value} {when}; the last good checkpoint is "
+                               f"'{self.checkpoint}'; try a lower --lr")
 
     def _save(self) -> None:
         state = {
@@ -348,35 +385,43 @@ class Run:
                      else part.state_dict() for key, part in self._kept.items()},
             "history": self.history,
             "snapshots": self.snapshots,
-            "flags": self._flags(),
+            "flags": {**method_flags(self.args), "precision": self.precision},
             "data": self.source.sha256,
             "provenance": self.provenance,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
+            "random": {"cpu": torch.get_rng_state()},
         }
+        if self.device != "cpu":
+            state["random"][self.device] = getattr(torch, self.device).get_rng_state()
         write_atomically(self.checkpoint, lambda file: torch.save(state, file))
+        self._begun = True
 
     def _load(self) -> dict:
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise RunError(f"'{self.checkpoint}' cannot be read as a checkpoint "
+            self._refuse_another_run(state)
+            for key, part in self._kept.items():
+                is_generator = isinstance(part, torch.Generator)
+                (part.set_state if is_generator else part.load_state_dict)(state["kept"][key])
+            self.history, self.snapshots = state["history"], state["snapshots"]
+            torch.set_rng_state(state["random"]["cpu"])
+            if self.device != "cpu" and self.device in state["random"]:
+                getattr(torch, self.device).set_rng_state(state["random"][self.device])
+        except RunError:
+            raise
+        except Exception as error:  # whatever a damaged or foreign file makes torch raise
+            raise RunError(f"'{self.checkpoint}' cannot be read as a checkpoint of this program "
                            f"({type(error).__name__}); delete it and start again") from error
-        ours, theirs = self._flags(), state["flags"]
-        other = [f"--{key} {theirs.get(key)} there, {ours.get(key)} here"
+        self._begun = True
+        return state
+
+    def _refuse_another_run(self, state: dict) -> None:
+        ours, theirs = {**method_flags(self.args), "precision": self.precision}, state["flags"]
+        other = [f"--{key} {theirs.get(key)} there, {ours[key]} here"
                  for key in ours if ours[key] != theirs.get(key)]
         other += ["other data"] if state["data"] != self.source.sha256 else []
         if other:
             raise RunError(f"'{self.checkpoint}' is of another run ({'; '.join(other)}); give the "
                            "same flags, or leave out --resume")
-        for key, part in self._kept.items():
-            load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
-            load(state["kept"][key])
-        self.history, self.snapshots = state["history"], state["snapshots"]
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
-        return state
 
 
 # ---------------------------------------------------------------------------------------------
@@ -390,11 +435,14 @@ def write_atomically(path: Path, content: bytes | Callable) -> None:
         content: the bytes, or a function that writes them to an open binary file.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content) if isinstance(content, bytes) else content(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def commit() -> str:

@@ -56,3 +56,4 @@ def test_the_grid_reads_like_a_plot():
     assert (grid[:, 0, 0] < grid[:, 2, 0]).all(), "z_1 grows to the right"
     assert (grid[0, :, 1] > grid[2, :, 1]).all(), "z_2 grows upwards"
     assert torch.equal(grid[1, 1], torch.zeros(2))
+    assert torch.allclose(grid[0, :, 0], torch.tensor(quantiles(3)).float())

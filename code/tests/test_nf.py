@@ -129,8 +129,8 @@ def test_the_half_size_coupling_equals_a_masked_full_one_of_the_same_weights():
     first, last = coupling.nn[0], coupling.nn[-1]
     full_in = torch.zeros(16, 6).double()
     full_in[:, kept] = first.weight.detach()
-    hidden = torch.relu((mask * x) @ full_in.T + first.bias)
-    hidden = torch.relu(coupling.nn[2](hidden))
+    hidden = nn.functional.silu((mask * x) @ full_in.T + first.bias)
+    hidden = nn.functional.silu(coupling.nn[2](hidden))
     s, t = torch.zeros(5, 6).double(), torch.zeros(5, 6).double()
     out = last(hidden)
     s[:, changed], t[:, changed] = torch.tanh(out[:, :3]), out[:, 3:]
@@ -154,6 +154,16 @@ def test_the_mask_is_a_checkerboard():
     board = mask.reshape(28, 28)
     assert board[0, 0] == 1 and (board[1:] + board[:-1] == 1).all()
     assert (board[:, 1:] + board[:, :-1] == 1).all()
+
+
+def test_log_p_is_the_prior_plus_every_log_determinant():
+    """The change of variables for the whole model, from the image to z."""
+    model = small_model()
+    x, u = torch.randint(0, 256, (5, 6)).double(), torch.rand(5, 6).double()
+    z, _ = model.encode(x, u)
+    expected = Normal(0.0, 1.0).log_prob(z).sum(1) + logdet(
+        lambda y: model.encode(y, torch.zeros_like(y))[0], x + u)
+    assert torch.allclose(model(x, u), expected, atol=1e-6), (model(x, u), expected)
 
 
 # Densities -------------------------------------------------------------------------------------
@@ -238,6 +248,28 @@ def test_the_importance_weighted_bound_of_one_draw_is_the_plain_one_and_more_dra
     assert torch.allclose(bounds[1], plain, atol=1e-6)
     means = [float(bounds[k].mean()) for k in (1, 4, 64)]
     assert means[0] > means[1] > means[2], means
+    noise = torch.Generator().manual_seed(0)
+    x = data.images.double()
+    p = torch.stack([model.double()(x, nf.uniform(x.float(), noise).double()).exp()
+                     for _ in range(4)])
+    assert torch.allclose(bounds[4].double(), -p.mean(0).log() / nf.NATS_PER_BIT_PER_DIM,
+                          atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_importance_weighted_bound_does_not_depend_on_the_batch_size(batch_size):
+    model = randomised(Model(n_flows=1, n_hidden=16)).float()
+    whole, parts = (nf.importance_weighted_bpd(model, images(20, batch_size=size), 3,
+                                               torch.Generator().manual_seed(0))
+                    for size in (20, batch_size))
+    assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_samples_are_decoded_standard_normals():
+    model = Model(n_flows=1, n_hidden=16)
+    z = sample_prior((50, 784), torch.Generator().manual_seed(0))
+    assert abs(float(z.std()) - 1) < 0.02 and z.mean().abs() < 0.02
+    assert torch.equal(model.sample(50, torch.Generator().manual_seed(0)), model.decode(z))
 
 
 def test_the_template_interface():
@@ -245,6 +277,7 @@ def test_the_template_interface():
     x = images(5).images.float()
     log_px = model(x)
     assert log_px.shape == (5,) and log_px.isfinite().all()
+    assert model.logit_normalize(x, logdet=torch.zeros(5))[1].shape == (5,)
     samples = model.sample(3)
     assert samples.shape == (3, 784) and samples.min() >= 0 and samples.max() <= 255
     assert torch.equal(samples, samples.floor())
@@ -270,9 +303,16 @@ def test_training_lowers_the_loss_on_a_fixed_batch():
     torch.manual_seed(0)
     model, data = Model(n_flows=1, n_hidden=32), images(32, batch_size=32)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    curve = [nf.run_epoch(model, (data, data), optimizer, schedule)[1] for _ in range(20)]
+    curve = [nf.run_epoch(model, (data, data), optimizer)[1] for _ in range(20)]
     assert curve[-1] < curve[0] - 0.1, (curve[0], curve[-1])
+
+
+def test_validation_is_in_full_precision():
+    model, data = randomised(Model(n_flows=1, n_hidden=16)).float(), images(16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    _, val = nf.run_epoch(model, (data, data), optimizer, autocast=autocast)
+    assert val == nf.epoch_iter(model, data)
 
 
 def test_half_precision_products_leave_the_likelihood_in_float32():

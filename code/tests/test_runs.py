@@ -60,6 +60,60 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         run.reload()
 
 
+def test_ctrl_c_before_the_first_checkpoint_touches_no_older_one(tmp_path):
+    train(tmp_path)
+    before = (tmp_path / "checkpoints/test/last.pt").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "--lr", "0.5", stop=0)
+    assert (tmp_path / "checkpoints/test/last.pt").read_bytes() == before
+
+
+def test_figures_of_a_stopped_run_stand_beside_those_of_a_whole_one(tmp_path):
+    run = train(tmp_path, stop=2)
+    partial = run.figure("a.png")
+    partial.touch()
+    resumed = train(tmp_path, "--resume")
+    assert resumed.figure("a.png").name == "test-a.png" != partial.name
+    resumed.reload()
+    resumed.finish()
+    assert not partial.exists(), "a finished run leaves no partial figures"
+
+
+def test_a_final_number_that_is_not_finite_is_refused(tmp_path):
+    run = train(tmp_path)
+    run.reload()
+    with pytest.raises(RunError, match="test_loss became nan at the end"):
+        run.finish(test_loss=float("nan"))
+
+
+def test_the_results_name_every_machine_and_commit_that_trained(tmp_path, monkeypatch):
+    train(tmp_path, stop=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "commit", lambda: "another")
+        train(tmp_path, "--resume")
+    run = train(tmp_path, "--resume")  # trains nothing more
+    run.reload()
+    results = run.finish()
+    assert results["commit"] == "another"
+    assert [one["commit"] for one in results["begun_on"]] == [runs.commit()]
+
+
+@pytest.mark.parametrize("updates", [1, 2, 5, 10, 11, 20, 400])
+def test_the_schedule_rises_to_its_peak_and_falls_to_nothing(updates):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=3.0)
+    schedule, rates = runs.one_cycle(optimizer, updates), []
+    for _ in range(updates):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    peak = rates.index(max(rates))
+    assert abs(max(rates) - 3.0) < 1e-9 and min(rates) > 0
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert updates < 20 or rates[-1] < 0.1
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(RunError, match="train_loss became nan in epoch 3"):
         train(tmp_path, loss=lambda epoch: float("nan") if epoch == 3 else 1.0)
@@ -71,12 +125,20 @@ def test_resuming_refuses_other_flags_other_data_and_damage(tmp_path, monkeypatc
     train(tmp_path)
     with pytest.raises(RunError, match=r"--lr 0.001 there, 0.5 here"):
         train(tmp_path, "--resume", "--lr", "0.5")
+    with pytest.raises(RunError, match=r"--precision float32 there, bfloat16 here"):
+        train(tmp_path, "--resume", "--precision", "bfloat16")
     monkeypatch.setattr(sys.modules[__name__], "SOURCE", Source("bmnist", "others", "1" * 64))
     with pytest.raises(RunError, match="other data"):
         train(tmp_path, "--resume")
-    (tmp_path / "checkpoints/test/last.pt").write_bytes(b"damaged")
-    with pytest.raises(RunError, match="cannot be read as a checkpoint"):
-        train(tmp_path, "--resume")
+    checkpoint = tmp_path / "checkpoints/test/last.pt"
+    for content in (b"damaged", {"foreign": 1}):
+        checkpoint.unlink()
+        if isinstance(content, bytes):
+            checkpoint.write_bytes(content)
+        else:
+            torch.save(content, checkpoint)
+        with pytest.raises(RunError, match="cannot be read as a checkpoint"):
+            train(tmp_path, "--resume")
 
 
 def test_resuming_without_a_checkpoint_begins(tmp_path, capsys):
@@ -107,10 +169,11 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, half)
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
 
 
 def test_kill_during_a_checkpoint_leaves_a_loadable_one(tmp_path):
-    """A child saves without pause and is killed (SIGKILL) at a moment it does not choose."""
+    """A child saves without pause and is killed (SIGKILL) at several moments."""
     child = textwrap.dedent(f"""
         import sys; sys.path.insert(0, {str(CODE)!r})
         from pathlib import Path
@@ -122,13 +185,13 @@ def test_kill_during_a_checkpoint_leaves_a_loadable_one(tmp_path):
                                                      file))
             print(i, flush=True)
         """)
-    with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE) as process:
-        for kill in range(3):
-            process.stdout.readline()
-            time.sleep(0.003 * kill)
-        process.kill()
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert (state["x"] == state["i"]).all()
+    for delay_s in (0, 0.0007, 0.0031):
+        with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()  # the first is complete
+            time.sleep(delay_s)
+            process.kill()
+        state = torch.load(tmp_path / "last.pt", weights_only=True)
+        assert (state["x"] == state["i"]).all()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
@@ -150,7 +213,8 @@ def test_a_wrong_flag_is_named_in_one_line_with_status_2(tmp_path, wrong, capsys
 
 
 @pytest.mark.parametrize(("error", "status"), [
-    (RunError("no"), 1), (runs.DataError("no"), 1), (Interrupted("later"), 130),
+    (RunError("no"), 1), (runs.DataError("no"), 1), (OSError("disk full"), 1),
+    (Interrupted("later"), 130),
     (KeyboardInterrupt(), 130)])
 def test_what_a_user_can_cause_ends_in_one_line(error, status, capsys):
     def main():
@@ -166,10 +230,13 @@ def test_what_a_user_can_cause_ends_in_one_line(error, status, capsys):
 @pytest.mark.parametrize(("more", "source", "name"), [
     ((), "bmnist", "vae"), (("--seed", "1"), "bmnist", "vae-seed1"),
     (("--epochs", "9", "--limit", "5"), "bmnist", "vae-epochs9-limit5"),
-    ((), "sample", "vae-sample")])
+    (("--lr", "0.1", "--batch_size", "7"), "bmnist", "vae-batch_size7-lr0.1"),
+    (("--precision", "bfloat16"), "bmnist", "vae-precisionbfloat16"),
+    (("--resume",), "bmnist", "vae"), ((), "sample", "vae-sample")])
 def test_only_the_full_run_bears_the_plain_name(tmp_path, more, source, name):
     args = arguments(tmp_path, *more)
-    assert run_name("vae", args, 4, Source(source, "", ""), "bmnist") == name
+    defaults = arguments(tmp_path)
+    assert run_name("vae", args, defaults, Source(source, "", ""), "bmnist") == name
 
 
 def test_generators_of_different_uses_differ_and_repeat():
