@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import figures
+from cli import exit_with, flags, positive_int, run_name
 from datasets import DataError, binarize, bmnist, mnist
 from latents import normal_grid
-from runs import Run, exit_with, flags, generator, one_cycle, positive_int, progress, run_name
+from runs import Run, generator, one_cycle, progress
 
 EPOCHS = 40
 FULL_PRECISION = nullcontext()  # in place of run.autocast()
@@ -310,7 +311,7 @@ def save_encoder_figures(run: Run, model: VAE, val, test):
             return
         images, labels = binarize(digits.images), digits.labels
     mean, _ = model.encoder(images.float())
-    figures.scatter(run.figure("codes.pdf"), mean.cpu(), labels.cpu())
+    figures.scatter_quantiles(run.figure("codes.pdf"), mean.cpu(), labels.cpu())
 
 
 # ---------------------------------------------------------------------------------------------

@@ -98,14 +98,20 @@ def log_ticks(axis, ticks: Sequence[float]) -> None:
     axis.minorticks_off()
 
 
-def scatter(path: Path, points: Tensor, labels: Tensor) -> None:
-    """Draw labelled points of the plane, one colour a class, with the class at its median."""
-    with canvas(path, width=3.4, height=3.2) as axis:
+def scatter_quantiles(path: Path, points: Tensor, labels: Tensor) -> None:
+    """Draw labelled points of the plane by their quantiles under N(0, I), one colour a class.
+
+    The axes are those of the inverse-CDF grid (``latents.normal_grid``), so that the cloud of a
+    class lies where the manifold shows its digits; the class stands at the median of its cloud.
+    """
+    quantiles = torch.special.ndtr(points).numpy()
+    with canvas(path, width=3.4, height=3.4) as axis:
         for digit, color in enumerate(plt.get_cmap("tab10").colors):
-            cloud = points[labels == digit].numpy()
-            axis.plot(*cloud.T, ".", markersize=1.5, alpha=0.35, color=color, rasterized=True,
+            cloud = quantiles[labels.numpy() == digit]
+            axis.plot(*cloud.T, ".", markersize=2.5, alpha=0.5, color=color, rasterized=True,
                       markeredgewidth=0)
-            axis.annotate(str(digit), np.median(cloud, axis=0), fontsize=10, weight="bold",
-                          ha="center", va="center", color="black",
+            axis.annotate(str(digit), np.median(cloud, axis=0), fontsize=9, weight="bold",
+                          ha="center", va="center", zorder=3,
                           bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": color})
-        axis.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+        axis.set(xlabel="prior quantile of $z_1$", ylabel="prior quantile of $z_2$",
+                 xlim=(0, 1), ylim=(0, 1), aspect="equal")

@@ -140,6 +140,17 @@ def test_the_half_size_coupling_equals_a_masked_full_one_of_the_same_weights():
     assert torch.allclose(ldj, ((1 - mask) * s).sum(1), atol=1e-12)
 
 
+def test_an_extreme_pixel_is_not_amplified_and_still_inverted():
+    coupling, x = MAPS["coupling"](), points("any")
+    x[:, 0] = 1e6
+    z, ldj = coupling(x, zeros(5))
+    assert torch.equal(z[:, 0], x[:, 0]) and z[:, 1:].abs().max() < 100
+    back, left = coupling(z, ldj, reverse=True)
+    assert (back - x).abs().max() < 1e-9 and left.abs().max() < 1e-9
+    expected = logdet(lambda r: coupling(r, zeros(1))[0], x)
+    assert torch.allclose(ldj, expected, atol=1e-9)
+
+
 def test_the_flow_starts_as_the_identity_and_its_masks_alternate():
     flow, x = Flow((784,), n_flows=2, n_hidden=8), torch.randn(3, 784)
     z, ldj = flow(x, torch.zeros(3))

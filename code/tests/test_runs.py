@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import runs
+from cli import flags
 from datasets import Source
-from runs import Interrupted, Run, RunError, flags, generator, run_name, write_atomically
+from runs import Interrupted, Run, RunError, generator, write_atomically
 
 CODE = Path(runs.__file__).parent
 SOURCE = Source("bmnist", "test images", "0" * 64)
@@ -198,45 +199,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="choose another folder with --out"):
         Run("test", arguments(tmp_path / "file"), SOURCE)
-
-
-@pytest.mark.parametrize("wrong", [
-    ("--epochs", "0"), ("--epochs", "1.5"), ("--batch_size", "-3"), ("--lr", "-1"),
-    ("--lr", "nan"), ("--lr", "inf"), ("--device", "tpu"), ("--seed", "-1"),
-    ("--precision", "float64"), ("--dataset", "cifar"), ("--limit", "0")])
-def test_a_wrong_flag_is_named_in_one_line_with_status_2(tmp_path, wrong, capsys):
-    with pytest.raises(SystemExit) as stop:
-        arguments(tmp_path, *wrong)
-    assert stop.value.code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert wrong[0] in last and wrong[1] in last, last
-
-
-@pytest.mark.parametrize(("error", "status"), [
-    (RunError("no"), 1), (runs.DataError("no"), 1), (OSError("disk full"), 1),
-    (Interrupted("later"), 130),
-    (KeyboardInterrupt(), 130)])
-def test_what_a_user_can_cause_ends_in_one_line(error, status, capsys):
-    def main():
-        raise error
-
-    with pytest.raises(SystemExit) as stop:
-        runs.exit_with(main)
-    assert stop.value.code == status
-    told = capsys.readouterr()
-    assert len((told.out + told.err).strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(("more", "source", "name"), [
-    ((), "bmnist", "vae"), (("--seed", "1"), "bmnist", "vae-seed1"),
-    (("--epochs", "9", "--limit", "5"), "bmnist", "vae-epochs9-limit5"),
-    (("--lr", "0.1", "--batch_size", "7"), "bmnist", "vae-batch_size7-lr0.1"),
-    (("--precision", "bfloat16"), "bmnist", "vae-precisionbfloat16"),
-    (("--resume",), "bmnist", "vae"), ((), "sample", "vae-sample")])
-def test_only_the_full_run_bears_the_plain_name(tmp_path, more, source, name):
-    args = arguments(tmp_path, *more)
-    defaults = arguments(tmp_path)
-    assert run_name("vae", args, defaults, Source(source, "", ""), "bmnist") == name
 
 
 def test_generators_of_different_uses_differ_and_repeat():

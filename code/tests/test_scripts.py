@@ -15,6 +15,7 @@ import torch.utils.flop_counter
 import a3_nf_template as nf
 import a3_vae_template as vae
 import benchmark
+from datasets import Source, Split
 
 CODE = Path(vae.__file__).parent
 REPOSITORY = CODE.parent
@@ -166,6 +167,17 @@ def test_every_number_of_the_readme_is_that_of_its_results_file():
     for row in table[2:]:
         bare = re.sub(r"[\d.,]+<!--.*?-->", "", row)
         assert not re.search(r"\d+\.\d", bare), f"a number without its source: {bare}"
+
+
+def test_the_benchmark_divides_the_epoch_by_its_floor(monkeypatch):
+    clock = iter([3.0, 1.0] * 5)
+    monkeypatch.setattr(benchmark, "seconds", lambda work, device: next(clock))
+    images, source = torch.zeros(10, 784), Source("sample", "", "")
+    row = benchmark.compare(lambda: None, lambda: None, Split(images, source, batch_size=4), 5,
+                            "cpu")
+    assert row["epoch_seconds"] == 3.0
+    assert row["floor_seconds"] == 1.0 * 10 / 8, "two full batches of four stand for ten images"
+    assert row["ratio"] == 3.0 / 1.25
 
 
 def test_the_benchmark_counts_the_products_of_one_update():
