@@ -1,6 +1,6 @@
-# make demo    install, then train every model for a few epochs into demo/     (3 min on 2 cores)
-# make test    install, then run the tests                                     (2 min on 2 cores)
-# make models  the full runs of the report                                     (20 min on 2 cores)
+# make demo    install, then train every model for a few epochs into demo/     (2 min on 2 cores)
+# make test    install, then run the tests                                     (1 min on 2 cores)
+# make models  the full runs of the report                                     (30 min on 2 cores)
 # make lint    check the style
 # make bench   training speed against the bare matrix products
 # make clean   remove what was trained or installed; the committed report stays
@@ -22,9 +22,9 @@ $(VENV)/installed: requirements.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(PY) code/a3_vae_template.py --epochs 10 --out demo
-	$(PY) code/a3_vae_template.py --epochs 10 --out demo --zdim 2
-	$(PY) code/a3_nf_template.py --epochs 4 --out demo --iw_samples 4
+	$(PY) code/a3_vae_template.py --epochs 6 --out demo
+	$(PY) code/a3_vae_template.py --epochs 6 --out demo --zdim 2
+	$(PY) code/a3_nf_template.py --epochs 4 --limit 20000 --iw_samples 4 --out demo
 	@echo
 	@echo "Look into demo/figures (curves, samples, manifold) and demo/results (numbers)."
 	@echo "The figures and numbers of the full runs are in report/figures and report/results."

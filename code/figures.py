@@ -85,8 +85,9 @@ def save_png(sheet: np.ndarray, path: Path) -> None:
 def train_and_val(axis, train: Sequence[float], val: Sequence[float], label: str,
                   legend: str = "upper right") -> None:
     """Draw the two curves of one quantity against epochs 0, 1, ...; the legend has both ends."""
-    axis.plot(train, label=f"train {train[-1]:.2f}", **TRAIN)
-    axis.plot(val, label=f"validation {val[-1]:.2f}", **VAL)
+    digits = 3 if max(train[-1], val[-1]) < 10 else 2
+    axis.plot(train, label=f"train {train[-1]:.{digits}f}", **TRAIN)
+    axis.plot(val, label=f"validation {val[-1]:.{digits}f}", **VAL)
     axis.set(xlabel="epoch", ylabel=label)
     axis.legend(loc=legend)
 

@@ -38,4 +38,4 @@ def test_the_legend_names_the_last_values(tmp_path):
     with figures.canvas(tmp_path / "a.pdf") as axis:
         figures.train_and_val(axis, [3.0, 1.25], [3.0, 2.5], "loss")
         labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels == ["train 1.25", "validation 2.50"]
+    assert labels == ["train 1.250", "validation 2.500"]
