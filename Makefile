@@ -25,6 +25,7 @@ demo: $(VENV)/installed
 	$(PY) code/a3_vae_template.py --epochs 6 --out demo
 	$(PY) code/a3_vae_template.py --epochs 6 --out demo --zdim 2
 	$(PY) code/a3_nf_template.py --epochs 4 --limit 20000 --iw_samples 4 --out demo
+	$(PY) code/a3_gan_template.py --n_epochs 4 --limit 20000 --out demo
 	@echo
 	@echo "Look into demo/figures (curves, samples, manifold) and demo/results (numbers)."
 	@echo "The figures and numbers of the full runs are in report/figures and report/results."

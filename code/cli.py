@@ -67,13 +67,14 @@ def device_name(text: str) -> str:
 
 
 def flags(description: str, epochs: int, lr: float, batch_size: int, sources: tuple[str, ...],
-          epochs_flag: str = "--epochs", precision: str = "float32") -> argparse.ArgumentParser:
+          precision: str = "float32", epochs_alias: str | None = None
+          ) -> argparse.ArgumentParser:
     """Return a parser with the flags that all scripts share; the arguments are their defaults."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add(epochs_flag, dest="epochs", type=positive_int, default=epochs, metavar="N",
-        help="passes over the training images")
+    add(*filter(None, (epochs_alias, "--epochs")), dest="epochs", type=positive_int,
+        default=epochs, metavar="N", help="passes over the training images")
     add("--batch_size", type=positive_int, default=batch_size, metavar="N",
         help="images in one update")
     add("--lr", type=positive_float, default=lr, help="learning rate (peak of the schedule)")

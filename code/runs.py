@@ -36,7 +36,8 @@ from tqdm import tqdm
 
 from datasets import REPOSITORY, Source
 
-NOT_METHOD = {"device", "data_root", "out", "resume"}  # flags that may change between resumes
+# Flags that change no number and may differ when a run is resumed.
+NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval"}
 
 
 class RunError(RuntimeError):

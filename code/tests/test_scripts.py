@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.utils.flop_counter
 
+import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 import benchmark
+import digit_classifier as judge
 from datasets import Source, Split
 
 CODE = Path(vae.__file__).parent
@@ -24,12 +26,25 @@ SCRIPTS = [
     (vae, [*SMOKE, "--zdim", "2", "--hidden_dim", "20"]),
     (nf, [*SMOKE, "--n_flows", "1", "--n_hidden", "16", "--iw_samples", "2"]),
 ]
-every_script = pytest.mark.parametrize(("script", "argv"), SCRIPTS, ids=["vae", "nf"])
+GAN = (gan, [*SMOKE, "--latent_dim", "8"])
+every_script = pytest.mark.parametrize(("script", "argv"), [*SCRIPTS, GAN],
+                                       ids=["vae", "nf", "gan"])
+
+
+@pytest.fixture(autouse=True)
+def quick_judge(monkeypatch):
+    """Let smoke runs of the GAN judge few samples, by a classifier of one epoch."""
+    monkeypatch.setattr(judge, "EPOCHS", 1)
+    monkeypatch.setattr(gan, "EVALUATION_SAMPLES", 500)
+    monkeypatch.setattr(gan, "SATURATION_UPDATES", 3)
 
 
 def weights(out: Path) -> dict:
     (checkpoint,) = out.glob("checkpoints/*/last.pt")
-    return torch.load(checkpoint, weights_only=True)["kept"]["model"]
+    kept = torch.load(checkpoint, weights_only=True)["kept"]
+    return {f"{network}.{key}": value for network in ("model", "generator", "discriminator",
+                                                      "average") if network in kept
+            for key, value in kept[network].items()}
 
 
 @every_script
@@ -81,7 +96,7 @@ def test_the_same_seed_gives_the_same_bits_stopped_or_not(script, argv, stop_in,
 def test_importing_a_script_does_nothing():
     child = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv.append('--no-such-flag')\n"
-         "import a3_vae_template, a3_nf_template, benchmark; print('imported')"],
+         "import a3_vae_template, a3_nf_template, a3_gan_template, benchmark; print('imported')"],
         cwd=CODE, capture_output=True, text=True, check=False)
     assert (child.stdout, child.stderr) == ("imported\n", "")
 
@@ -137,7 +152,7 @@ def readme_commands() -> list[str]:
 
 
 def test_the_commands_of_the_readme_exist():
-    scripts = {f"code/{script.__name__}.py": script for script, _ in SCRIPTS}
+    scripts = {f"code/{script.__name__}.py": script for script, _ in [*SCRIPTS, GAN]}
     targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     commands = [shlex.split(command) for command in readme_commands()]
     assert len(commands) >= 4
