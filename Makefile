@@ -34,7 +34,7 @@ test: $(VENV)/installed
 	$(PY) -m pytest -c code/pyproject.toml code/tests
 
 lint: $(VENV)/installed
-	$(PY) -m ruff check code
+	$(PY) -m ruff check --no-cache code
 
 # A run that is complete is only evaluated again; one that was stopped goes on.
 models: $(VENV)/installed
