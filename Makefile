@@ -1,6 +1,6 @@
-# make demo    install, then train every model for a few epochs into demo/     (2 min on 2 cores)
-# make test    install, then run the tests                                     (1 min on 2 cores)
-# make models  the full runs of the report                                     (30 min on 2 cores)
+# make demo    install, then train every model for a few epochs into demo/     (3 min on 2 cores)
+# make test    install, then run the tests                                   (1.5 min on 2 cores)
+# make models  the full runs of the VAE and the flow                           (30 min on 2 cores)
 # make lint    check the style
 # make bench   training speed against the bare matrix products
 # make clean   remove what was trained or installed; the committed report stays
