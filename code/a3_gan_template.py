@@ -333,7 +333,8 @@ def save_loss_plot(history: Sequence[dict], filename: Path):
             for level, name in levels:
                 axis.axhline(level, color="0.4", linewidth=0.6, linestyle=":")
                 axis.annotate(name, (0, level), fontsize=7, va="bottom")
-            axis.set(xlabel="epoch", ylabel=label)
+            axis.set_ylabel(label)
+            figures.epochs(axis)
             axis.legend()
 
 

@@ -88,8 +88,15 @@ def train_and_val(axis, train: Sequence[float], val: Sequence[float], label: str
     digits = 3 if max(train[-1], val[-1]) < 10 else 2
     axis.plot(train, label=f"train {train[-1]:.{digits}f}", **TRAIN)
     axis.plot(val, label=f"validation {val[-1]:.{digits}f}", **VAL)
-    axis.set(xlabel="epoch", ylabel=label)
+    axis.set(ylabel=label)
+    epochs(axis)
     axis.legend(loc=legend)
+
+
+def epochs(axis) -> None:
+    """Label the horizontal axis as epochs, which are whole, also of a short run."""
+    axis.set_xlabel("epoch")
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def log_ticks(axis, ticks: Sequence[float]) -> None:

@@ -34,6 +34,12 @@ def test_curves_are_equal_bytes_for_equal_numbers(tmp_path):
     assert first.startswith(b"%PDF") and first == second
 
 
+def test_epochs_are_whole_also_of_a_short_run(tmp_path):
+    with figures.canvas(tmp_path / "a.pdf") as axis:
+        figures.train_and_val(axis, [3.0, 2.0, 1.0], [3.0, 2.5, 2.0], "loss")
+        assert all(tick == round(tick) for tick in axis.get_xticks()), axis.get_xticks()
+
+
 def test_the_legend_names_the_last_values(tmp_path):
     with figures.canvas(tmp_path / "a.pdf") as axis:
         figures.train_and_val(axis, [3.0, 1.25], [3.0, 2.5], "loss")
