@@ -15,7 +15,7 @@ E_u[log p(x + u)] <= log P(x), so what is reported bounds the discrete code leng
     ldj  (B,)       log |det Jacobian| so far, in nats
     mask (1, 784)   1 on the pixels that a coupling keeps
 
-    python code/a3_nf_template.py               # 16 min on 2 cores with bfloat16: validation 1.68
+    python code/a3_nf_template.py               # 8 min on 2 cores with bfloat16: validation 1.70
 """
 
 import math
@@ -44,8 +44,8 @@ TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the prior's standard deviation in
 
 def parse_args(argv: Sequence[str] | None = None):
     """Parse the flags of the command line."""
-    parser = flags("Train a normalizing flow on 8-bit MNIST.", epochs=EPOCHS, lr=1e-3,
-                   batch_size=128, sources=("mnist", "sample"), precision="auto")
+    parser = flags("Train a normalizing flow on 8-bit MNIST.", epochs=EPOCHS, lr=2e-3,
+                   batch_size=512, sources=("mnist", "sample"), precision="auto")
     parser.add_argument("--n_flows", type=positive_int, default=4, metavar="N",
                         help="pairs of coupling layers")
     parser.add_argument("--n_hidden", type=positive_int, default=1024, metavar="N",
@@ -119,21 +119,31 @@ class Coupling(nn.Module):
         nn.init.zeros_(self.nn[-1].bias)
         assert len(self.kept) + len(self.changed) == c_in
 
-    def forward(self, z: Tensor, ldj: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Map z (B, c_in) and add the log-determinant to ldj (B,); reverse undoes both."""
-        h, t = self.nn(z[:, self.kept]).to(z.dtype).chunk(2, dim=1)  # each (B, changed)
+    def halves(self, kept: Tensor, changed: Tensor, ldj: Tensor, reverse: bool = False
+               ) -> tuple[Tensor, Tensor]:
+        """Map the changed half, given the kept one, each (B, c_in / 2); return it and the ldj."""
+        h, t = self.nn(kept).to(kept.dtype).chunk(2, dim=1)  # each (B, c_in / 2)
         log_scale = torch.tanh(h)
         if not reverse:
-            changed = z[:, self.changed] * log_scale.exp() + t
+            changed = changed * log_scale.exp() + t
             ldj = ldj + log_scale.sum(dim=1)
         else:
-            changed = (z[:, self.changed] - t) * torch.exp(-log_scale)
+            changed = (changed - t) * torch.exp(-log_scale)
             ldj = ldj - log_scale.sum(dim=1)
+        return changed, ldj
+
+    def forward(self, z: Tensor, ldj: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Map z (B, c_in) and add the log-determinant to ldj (B,); reverse undoes both."""
+        changed, ldj = self.halves(z[:, self.kept], z[:, self.changed], ldj, reverse)
         return z.index_copy(1, self.changed, changed), ldj
 
 
 class Flow(nn.Module):
-    """Couplings in pairs: what one of a pair keeps, the other changes."""
+    """Couplings in pairs: what one of a pair keeps, the other changes.
+
+    The two halves are taken apart once, before the first coupling, and put together once, after
+    the last; in between they only change roles.
+    """
 
     def __init__(self, shape: Sequence[int], n_flows: int = 4, n_hidden: int = 1024):
         super().__init__()
@@ -144,9 +154,14 @@ class Flow(nn.Module):
 
     def forward(self, z: Tensor, ldj: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
         """Apply all couplings in order; in reverse, undo them from the last to the first."""
-        for layer in reversed(self.layers) if reverse else self.layers:
-            z, ldj = layer(z, ldj, reverse)
-        return z, ldj
+        first = self.layers[0]
+        halves = [z[:, first.kept], z[:, first.changed]]
+        steps = list(enumerate(self.layers))
+        for i, layer in reversed(steps) if reverse else steps:
+            kept, changed = i % 2, (i + 1) % 2
+            halves[changed], ldj = layer.halves(halves[kept], halves[changed], ldj, reverse)
+        order = torch.cat((first.kept, first.changed)).argsort()
+        return torch.cat(halves, dim=1)[:, order], ldj
 
 
 class Model(nn.Module):

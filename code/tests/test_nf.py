@@ -158,6 +158,15 @@ def test_the_flow_starts_as_the_identity_and_its_masks_alternate():
         assert torch.equal(one.kept, other.changed) and torch.equal(one.changed, other.kept)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_flow_is_its_couplings_one_after_the_other(reverse):
+    flow, z, ldj = randomised(SmallFlow()), points("any"), torch.randn(5).double()
+    expected = z, ldj
+    for layer in reversed(flow.layers) if reverse else flow.layers:
+        expected = layer(*expected, reverse)
+    assert all(map(torch.equal, flow(z, ldj, reverse), expected))
+
+
 def test_the_mask_is_a_checkerboard():
     mask = get_mask()
     assert mask.shape == (1, 784)
