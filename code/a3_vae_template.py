@@ -70,13 +70,14 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     Computed from the logits, so that it is finite where f rounds to 0 or 1.
 
     Args:
-        logits: (B, 784) real.
+        logits: (..., B, 784) real.
         x: (B, 784) pixels in {0, 1}.
 
     Returns:
-        (B,) nats.
+        (..., B) nats.
     """
-    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=1)
+    x = x.expand_as(logits)
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=-1)
 
 
 def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
@@ -166,6 +167,26 @@ class VAE(nn.Module):
         eps = torch.randn_like(mean) if eps is None else eps
         z = mean + log_std.exp() * eps  # (B, D); the gradient passes through mean and std
         return bernoulli_nll(self.decoder.logits(z), x), gaussian_kl(mean, log_std)
+
+    def log_weights(self, x: Tensor, n_samples: int, noise: torch.Generator | None = None
+                    ) -> Tensor:
+        """Return log p(x, z) - log q(z|x) of fresh z ~ q(z|x), whose mean is the ELBO.
+
+        The weights' own mean is p(x), by importance sampling (Burda et al. 2016, eq. 8).
+
+        Args:
+            x: (B, 784) pixels in {0, 1}.
+            noise: a CPU generator, which makes the draw repeatable on any device.
+
+        Returns:
+            (n_samples, B) nats.
+        """
+        mean, log_std = self.encoder.posterior(x)
+        eps = torch.randn(n_samples, *mean.shape, generator=noise).to(mean.device)
+        z = mean + log_std.exp() * eps  # (n, B, D)
+        log_p_z = -0.5 * (z**2).sum(dim=-1)  # less D/2 log(2 pi), as is the next
+        log_q_z = -(0.5 * eps**2 + log_std).sum(dim=-1)
+        return log_p_z - log_q_z - bernoulli_nll(self.decoder.logits(z), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the average negative ELBO of a batch x (B, 784), a scalar in nats per image."""

@@ -83,20 +83,20 @@ def describe_device(device: str) -> str:
     return f"{device}: {model}, {torch.get_num_threads()} threads"
 
 
-def one_cycle(optimizer: torch.optim.Optimizer, updates: int
-              ) -> torch.optim.lr_scheduler.LambdaLR:
+def one_cycle(optimizer: torch.optim.Optimizer, updates: int, cycle_momentum: bool = True
+              ) -> torch.optim.lr_scheduler.OneCycleLR:
     """Return a schedule: up to the optimizer's learning rate in a tenth of the updates, then to 0.
 
-    Both ways along half a cosine (after Smith & Topin 2019, "Super-convergence").
+    The momentum (Adam's beta_1) goes the other way, from 0.95 down to 0.85 and back (Smith &
+    Topin 2019, "Super-convergence").
+
+    Args:
+        cycle_momentum: False leaves it as it is.
     """
-    rise = max(1, updates // 10)
-    fall = max(1, updates - rise)
-
-    def share(update: int) -> float:
-        done = (update + 1) / rise if update < rise else 1 - (update - rise) / fall
-        return 0.5 * (1 - math.cos(math.pi * done))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], pct_start=0.1,
+        total_steps=max(updates, 20),  # fewer leave no whole update to rise in
+        cycle_momentum=cycle_momentum)
 
 
 def progress(batches):
@@ -291,8 +291,8 @@ class Run:
         self._begun = True
 
     def _load(self) -> dict:
+        state = _read(self.checkpoint)
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self._refuse_another_run(state)
             for key, part in self._kept.items():
                 is_generator = isinstance(part, torch.Generator)
@@ -304,8 +304,7 @@ class Run:
         except RunError:
             raise
         except Exception as error:  # whatever a damaged or foreign file makes torch raise
-            raise RunError(f"'{self.checkpoint}' cannot be read as a checkpoint of this program "
-                           f"({type(error).__name__}); delete it and start again") from error
+            raise _unreadable(self.checkpoint, error) from error
         self._begun = True
         return state
 
@@ -322,6 +321,37 @@ class Run:
 # ---------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------
+
+def finished_run(name: str, out: Path | None, script: str) -> tuple[dict, dict]:
+    """Return the checkpoint of a run that has ended, and its results.
+
+    Args:
+        out: the ``--out`` of the run.
+        script: that makes such runs, for the message.
+
+    Raises:
+        RunError: the run is not there, was stopped half-way, or its checkpoint is damaged.
+    """
+    checkpoint = (out or REPOSITORY) / "checkpoints" / name / "last.pt"
+    results = (out or REPOSITORY / "report") / "results" / f"{name}.json"
+    for file in (checkpoint, results):
+        if not file.exists():
+            raise RunError(f"'{file}' is missing: the run '{name}' is not there or was stopped; "
+                           f"make it with code/{script} --resume, or name another run")
+    return _read(checkpoint), json.loads(results.read_text())
+
+
+def _read(checkpoint: Path) -> dict:
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes torch raise
+        raise _unreadable(checkpoint, error) from error
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> RunError:
+    return RunError(f"'{checkpoint}' cannot be read as a checkpoint of this program "
+                    f"({type(error).__name__}); delete it and start again")
+
 
 def write_atomically(path: Path, content: bytes | Callable) -> None:
     """Write a file that, whenever the process or the machine dies, is the old or the new one.

@@ -99,20 +99,30 @@ def test_the_results_name_every_machine_and_commit_that_trained(tmp_path, monkey
     assert [one["commit"] for one in results["begun_on"]] == [runs.commit()]
 
 
-@pytest.mark.parametrize("updates", [1, 2, 5, 10, 11, 20, 400])
+@pytest.mark.parametrize("updates", [1, 2, 5, 10, 11, 20, 33, 400])
 def test_the_schedule_rises_to_its_peak_and_falls_to_nothing(updates):
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=3.0)
-    schedule, rates = runs.one_cycle(optimizer, updates), []
+    optimizer = torch.optim.Adam([weight], lr=3.0)
+    schedule, rates, momenta = runs.one_cycle(optimizer, updates), [], []
     for _ in range(updates):
         rates.append(optimizer.param_groups[0]["lr"])
+        momenta.append(optimizer.param_groups[0]["betas"][0])
         optimizer.step()
         schedule.step()
     peak = rates.index(max(rates))
-    assert abs(max(rates) - 3.0) < 1e-9 and min(rates) > 0
+    assert min(rates) > 0 and max(rates) < 3.0 + 1e-9
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert updates < 20 or rates[-1] < 0.1
+    if updates >= 20:
+        assert max(rates) > 2.8 and rates[-1] < 0.1 and peak <= 0.1 * updates
+        assert momenta[peak] == min(momenta) < 0.86 and momenta[-1] > 0.94
+
+
+@pytest.mark.parametrize("cycle_momentum", [True, False])
+def test_only_a_cycle_with_momentum_touches_it(cycle_momentum):
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], betas=(0.5, 0.9))
+    runs.one_cycle(optimizer, 100, cycle_momentum)
+    assert (optimizer.param_groups[0]["betas"] == (0.5, 0.9)) == (not cycle_momentum)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):

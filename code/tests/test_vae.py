@@ -135,6 +135,31 @@ def test_codes_are_drawn_anew_from_a_standard_normal():
         assert (z < 0).any()
 
 
+def test_log_weights_are_the_joint_over_the_posterior():
+    model, x = VAE(16, 3).double().eval(), binary(5).images.double()
+    n = 4
+    with torch.no_grad():
+        weights = model.log_weights(x, n, torch.Generator().manual_seed(1))
+        mean, std = model.encoder(x)
+        eps = torch.randn(n, 5, 3, generator=torch.Generator().manual_seed(1)).double()
+        z = mean + std * eps
+        expected = (Independent(Bernoulli(logits=model.decoder.logits(z)), 1).log_prob(x)
+                    + Normal(0.0, 1.0).log_prob(z).sum(-1)
+                    - Normal(mean, std).log_prob(z).sum(-1))
+    assert torch.allclose(weights, expected, atol=1e-5), (weights, expected)
+
+
+def test_the_mean_log_weight_is_the_elbo_and_more_draws_tighten_it():
+    torch.manual_seed(0)
+    model, x = VAE(16, 3).eval(), binary(5).images.float()
+    with torch.no_grad():
+        log_w = model.log_weights(x, 20_000).double()
+        elbo = -sum(sum(model.elbo_terms(x)) for _ in range(2000)) / 2000
+    assert torch.allclose(log_w.mean(dim=0), elbo.double(), atol=0.1), (log_w.mean(0), elbo)
+    log_p = log_w.logsumexp(dim=0) - math.log(len(log_w))
+    assert (log_p > log_w.mean(dim=0) + 0.01).all()
+
+
 def test_forward_is_the_mean_of_the_terms():
     model, x = VAE(hidden_dim=30, z_dim=4).eval(), binary(16).images.float()
     torch.manual_seed(0)

@@ -1,0 +1,66 @@
+"""Importance sampling against a model whose likelihood is known."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal, Normal
+
+from importance import importance_sampled_nll
+
+W = torch.tensor([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]], dtype=torch.float64)  # x = W z + noise
+STD = 0.6
+EXACT = MultivariateNormal(torch.zeros(3).double(), W @ W.T + STD**2 * torch.eye(3).double())
+X = EXACT.sample((64,))
+
+
+def log_weights(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Of the linear-Gaussian model, with a q that is not the posterior."""
+    posterior_mean = x @ W @ torch.linalg.inv(W.T @ W + STD**2 * torch.eye(2).double())
+    q = Normal(0.8 * posterior_mean, 0.7)
+    z = q.sample((n,))
+    log_joint = (Normal(z @ W.T, STD).log_prob(x).sum(-1)
+                 + Normal(torch.zeros(2).double(), 1.0).log_prob(z).sum(-1))
+    return log_joint - q.log_prob(z).sum(-1)
+
+
+@pytest.mark.parametrize(("draws", "chunk"), [(3000, 3000), (3001, 1000), (3000, 7)])
+def test_many_draws_give_the_exact_likelihood_within_the_stated_error(draws, chunk):
+    torch.manual_seed(0)
+    estimate = importance_sampled_nll(log_weights, X.split(10), draws, chunk)
+    error, exact = estimate.draw_error(), -EXACT.log_prob(X).mean().item()
+    assert 0 < error < 0.01
+    assert abs(estimate.mean() - exact) < 4 * error, (estimate.mean(), exact, error)
+
+
+def test_the_draws_are_as_many_as_asked_for():
+    for draws, chunk in ((10, 3), (10, 10), (10, 100)):
+        drawn = []
+        importance_sampled_nll(
+            lambda x, n, drawn=drawn: (drawn.append(n), torch.zeros(n, len(x)))[1],
+            [X[:5]], draws, chunk)
+        assert sum(drawn) == draws and max(drawn) <= chunk
+
+
+def test_the_stated_error_is_the_deviation_of_repeated_estimates():
+    torch.manual_seed(0)
+    estimates = [importance_sampled_nll(log_weights, [X], 400, 400) for _ in range(60)]
+    deviation = torch.tensor([one.mean() for one in estimates]).std().item()
+    stated = sum(one.draw_error() for one in estimates) / 60
+    assert 0.7 < stated / deviation < 1.4, (stated, deviation)
+
+
+def test_more_draws_never_loosen_the_bound_and_equal_weights_leave_no_error():
+    torch.manual_seed(0)
+    bounds = [importance_sampled_nll(log_weights, [X.repeat(200, 1)], k, k).mean()
+              for k in (1, 4, 16, 64)]
+    assert bounds == sorted(bounds, reverse=True), bounds
+    constant = importance_sampled_nll(lambda x, n: torch.full((n, len(x)), -3.0), [X], 5, 2)
+    assert math.isclose(constant.mean(), 3) and constant.draw_error() < 1e-9
+
+
+def test_weights_of_any_size_are_finite():
+    for shift in (-1e5, 1e5):
+        estimate = importance_sampled_nll(
+            lambda x, n, shift=shift: log_weights(x, n) + shift, [X], 10, 5)
+        assert math.isfinite(estimate.mean()) and math.isfinite(estimate.draw_error())
