@@ -19,6 +19,7 @@ gradient does not vanish while D wins; other objectives are in gan_losses.py.
 """
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
@@ -30,23 +31,26 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import figures
 from cli import exit_with, flags, positive_int, run_name
-from datasets import Split, mnist
-from digit_classifier import classify, nearest, sample_quality, trained_classifier
+from datasets import mnist, moved, shift_table
+from digit_classifier import classify, sample_quality, trained_classifier
 from gan_losses import LOSSES, PENALTY_WEIGHT, gradient_penalty
+from gan_saturation import saturation, save_saturation_plot
 from latents import lerp, slerp
 from runs import Run, RunError, one_cycle, progress
 from runs import generator as random_generator
+from sample_metrics import nearest
 
 EPOCHS = 200
 FULL_PRECISION = nullcontext()  # in place of run.autocast()
 SATURATION_UPDATES = 200  # in the demonstration of question 2.4
 EVALUATION_SAMPLES = 10_000
 HEALTH = ("d_loss", "g_loss", "d_real", "d_fake", "d_fake_after", "d_accuracy")
-# What differs between the course's plain recipe and ours: Adam's betas, dropout in D, decay of
-# the exponential average of G's weights, and whether the learning rate falls to 0.
+# What differs between the course's plain recipe and ours: Adam's betas, by how many pixels the
+# images are moved on their way into D, the decay of the exponential average of G's weights, and
+# whether the learning rate falls to 0.
 RECIPES = {
-    "default": {"betas": (0.5, 0.999), "dropout": 0.3, "average": 0.999, "schedule": True},
-    "template": {"betas": (0.9, 0.999), "dropout": 0.0, "average": None, "schedule": False},
+    "default": {"betas": (0.5, 0.999), "shift": 1, "average": 0.999, "schedule": True},
+    "template": {"betas": (0.9, 0.999), "shift": 0, "average": None, "schedule": False},
 }
 
 
@@ -59,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None):
     parser.add_argument("--loss", choices=LOSSES, default="nonsaturating",
                         help="objectives of D and G")
     parser.add_argument("--recipe", choices=RECIPES, default="default",
-                        help="ours, or the course's plain one (constant learning rate)")
+                        help="ours, or the course's plain one")
     parser.add_argument("--save_interval", type=positive_int, default=None, metavar="N",
                         help="also write 25 samples every N updates (None: never)")
     return parser.parse_args(argv)
@@ -126,14 +130,31 @@ class Generator(nn.Module):
         return self.decode(torch.randn(n_samples, self.latent_dim, generator=noise))
 
 
+class RandomShift(nn.Module):
+    """Move each image by up to so many pixels a side, in training only.
+
+    So D cannot learn the training images by heart. Generated images are moved alike, and the
+    gradient passes, or G would learn to draw moved digits (Zhao et al. 2020, DiffAugment).
+    """
+
+    def __init__(self, pixels: int):
+        super().__init__()
+        self.register_buffer("moves", shift_table(pixels), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the images x (B, 784), moved, with edges repeated."""
+        return moved(x, self.moves) if self.training and len(self.moves) > 1 else x
+
+
 class Discriminator(nn.Module):
     """D: an image to the probability that it is real, through 512 and 256 units."""
 
-    def __init__(self, dropout: float = 0.3):
+    def __init__(self, shift: int = 0):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(784, 512), nn.LeakyReLU(0.2), nn.Dropout(dropout),
-            nn.Linear(512, 256), nn.LeakyReLU(0.2), nn.Dropout(dropout),
+            RandomShift(shift),
+            nn.Linear(784, 512), nn.LeakyReLU(0.2),
+            nn.Linear(512, 256), nn.LeakyReLU(0.2),
             nn.Linear(256, 1))
 
     def logits(self, x: Tensor) -> Tensor:
@@ -230,14 +251,12 @@ def run_epoch(data, parts: dict, loss: str, optimize: bool, autocast=FULL_PRECIS
     Args:
         parts: networks and optimizers, by the names of the arguments of ``train``.
     """
+    traindata, valdata = data
     players = {key: parts[key] for key in ("discriminator", "generator")}
     optimizers = {key: parts[key] for key in ("optimizer_G", "optimizer_D")}
-    traindata, valdata = data
-    if optimize:
-        numbers = train(traindata, **players, **optimizers, loss=loss, autocast=autocast,
-                        after_update=after_update)
-    else:
-        numbers = evaluate(traindata, **players, loss=loss)
+    numbers = (train(traindata, **players, **optimizers, loss=loss, autocast=autocast,
+                     after_update=after_update)
+               if optimize else evaluate(traindata, **players, loss=loss))
     return numbers, evaluate(valdata, **players, loss=loss)
 
 
@@ -249,20 +268,20 @@ def networks(args, device: str, updates: int) -> dict:
     """
     recipe = RECIPES[args.recipe]
     parts = {"generator": Generator(args.latent_dim).to(device),
-             "discriminator": Discriminator(recipe["dropout"]).to(device)}
+             "discriminator": Discriminator(recipe["shift"]).to(device)}
     for key, network in (("G", "generator"), ("D", "discriminator")):
-        parts[f"optimizer_{key}"] = torch.optim.Adam(
+        optimizer = parts[f"optimizer_{key}"] = torch.optim.Adam(
             parts[network].parameters(), lr=args.lr, betas=recipe["betas"], fused=True)
         if recipe["schedule"]:
-            parts[f"scheduler_{key}"] = one_cycle(parts[f"optimizer_{key}"], updates)
+            parts[f"scheduler_{key}"] = one_cycle(optimizer, updates, cycle_momentum=False)
     if recipe["average"] is not None:
-        parts["average"] = AveragedModel(parts["generator"],
-                                         multi_avg_fn=get_ema_multi_avg_fn(recipe["average"]))
+        decay = get_ema_multi_avg_fn(recipe["average"])
+        parts["average"] = AveragedModel(parts["generator"], multi_avg_fn=decay)
     return parts
 
 
 def follow(parts: dict) -> None:
-    """Do what belongs to the end of an update: the schedules, and the average of G."""
+    """End an update: step the schedules, and the average of G."""
     for key in ("scheduler_G", "scheduler_D"):
         if key in parts:
             parts[key].step()
@@ -284,39 +303,6 @@ def sampler(parts: dict, seed: int) -> Generator:
     return generator
 
 
-def saturation(images: Tensor, args, device: str) -> dict[str, list[float]]:
-    """Measure the gradient that either loss would give G while D alone learns (question 2.4).
-
-    G stays as it was initialised; D learns to reject it (Arjovsky & Bottou 2017, figure 2).
-
-    Args:
-        images: (N, 784) uint8; N / batch_size updates are made.
-
-    Returns:
-        the norms by loss, and D(G(z)), one value an update.
-    """
-    torch.manual_seed(random_generator(args.seed, "saturation").initial_seed())
-    parts = networks(args, device, updates=1)
-    G, D = parts["generator"], parts["discriminator"]  # noqa: N806
-    still = torch.optim.SGD(G.parameters(), lr=0.0)
-    z = torch.randn(args.batch_size, args.latent_dim).to(device)
-    curves: dict[str, list[float]] = {"minimax": [], "nonsaturating": [], "d_fake": []}
-
-    def measure() -> None:
-        D.eval()  # no dropout
-        fake_a = D.logits(G(z))
-        for name in ("minimax", "nonsaturating"):
-            gradients = torch.autograd.grad(LOSSES[name][1](fake_a), list(G.parameters()),
-                                            retain_graph=True)
-            curves[name].append(nn.utils.get_total_norm(gradients).item())
-        curves["d_fake"].append(fake_a.sigmoid().mean().item())
-        D.train()
-
-    train(Split(images, None, batch_size=args.batch_size), D, G, still, parts["optimizer_D"],
-          after_update=measure)
-    return curves
-
-
 # ---------------------------------------------------------------------------------------------
 # Figures
 # ---------------------------------------------------------------------------------------------
@@ -336,17 +322,6 @@ def save_loss_plot(history: Sequence[dict], filename: Path):
             axis.set_ylabel(label)
             figures.epochs(axis)
             axis.legend()
-
-
-def save_saturation_plot(curves: dict[str, list[float]], filename: Path):
-    """Plot the norms of the two gradients, and D(G(z)), against the updates of D."""
-    with figures.canvas(filename, columns=2) as (norms, outputs):
-        norms.semilogy(curves["nonsaturating"], label="of $-\\log D(G(z))$", **figures.VAL)
-        norms.semilogy(curves["minimax"], label="of $\\log(1 - D(G(z)))$", **figures.TRAIN)
-        norms.set(xlabel="update of $D$", ylabel="gradient norm of $G$")
-        norms.legend()
-        outputs.semilogy(curves["d_fake"], **figures.VAL)
-        outputs.set(xlabel="update of $D$", ylabel="mean $D(G(z))$")
 
 
 def save_training_figures(run: Run):
@@ -376,7 +351,8 @@ def save_latent_figures(run: Run, generator: Generator, classifier, train_images
                      run.figure("interpolation.png"))
     chain = torch.cat([slerp(one, other, steps=9) for one, other in pairwise(z[:6])])
     figures.save_png(figures.tile(grey(generator.decode(chain)), 9), run.figure("chain.png"))
-    pairs = torch.cat((images[:10], nearest(images[:10], train_images)))
+    _, index = nearest(images[:10], train_images)
+    pairs = torch.cat((images[:10], train_images[index]))
     figures.save_png(figures.tile(pairs, 10), run.figure("nearest.png"))
     return [int(digits[start]), int(digits[end])]
 
@@ -424,7 +400,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     save_training_figures(run)
     run.reload()
     generator = sampler(parts, args.seed)
-    curves = saturation(train_data.images[:SATURATION_UPDATES * args.batch_size], args, run.device)
+    torch.manual_seed(random_generator(args.seed, "saturation").initial_seed())
+    new = networks(Namespace(**{**vars(args), "recipe": "template"}), run.device, updates=1)
+    batches = scaled(train_data.images).split(args.batch_size)[:SATURATION_UPDATES]
+    curves = saturation(new["generator"], new["discriminator"], new["optimizer_D"], batches)
     save_saturation_plot(curves, run.figure("saturation.pdf"))
     classifier, facts = trained_classifier(args.data_root, train_data.source.name, run.device,
                                            run.checkpoint.parent.parent)

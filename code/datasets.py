@@ -111,8 +111,7 @@ class Split:
         for index in order.split(self.batch_size):
             batch = self.images[index]
             if self.shifts is not None:
-                draw = torch.randint(len(self.shifts), (len(index),), generator=self.generator)
-                batch = batch.gather(1, self.shifts[draw.to(device)])
+                batch = moved(batch, self.shifts, self.generator)
             yield batch.float()
 
 
@@ -129,6 +128,18 @@ def shift_table(pixels: int, side: int = 28) -> Tensor:
          + (line + right).clamp(0, side - 1)[None, :]).flatten()
         for down in moves for right in moves
     ])
+
+
+def moved(images: Tensor, moves: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return each image after one move, drawn at random.
+
+    Args:
+        images: (N, 784).
+        moves: (M, 784) source indices, of ``shift_table``.
+        generator: a CPU generator; None takes PyTorch's own.
+    """
+    draw = torch.randint(len(moves), (len(images),), generator=generator)
+    return images.gather(1, moves[draw.to(images.device)])
 
 
 def binarize(images: Tensor, seed: int = BINARIZATION_SEED) -> Tensor:

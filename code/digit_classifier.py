@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli import device_name, exit_with
-from datasets import REPOSITORY, Split, mnist
+from datasets import REPOSITORY, Split, binarize, mnist
 from runs import RunError, one_cycle, progress, write_atomically
+from sample_metrics import frechet_distance
 
 EPOCHS = 4
 FEATURES = 128
@@ -53,18 +54,24 @@ class DigitClassifier(nn.Module):
 # ---------------------------------------------------------------------------------------------
 
 def trained_classifier(data_root: str | Path | None, dataset: str, device: str,
-                       folder: Path = REPOSITORY / "checkpoints") -> tuple[DigitClassifier, dict]:
+                       folder: Path = REPOSITORY / "checkpoints", binary: bool = False
+                       ) -> tuple[DigitClassifier, dict]:
     """Return the classifier, in eval mode, and its facts; trained once, then read from disk.
 
     Args:
         dataset: "mnist" or "sample", as for ``datasets.mnist``.
         folder: where it is kept between runs.
+        binary: train and test on binary images, drawn once from the grey ones.
 
     Returns:
         the network, and a dict with its test accuracy and the SHA-256 of its weights.
     """
-    splits = mnist(data_root, dataset=dataset, device=device)
-    file = folder / f"digit-classifier-{splits[0].source.name}.pt"
+    train, _, test = mnist(data_root, dataset=dataset, device=device)
+    if binary:
+        for seed, split in enumerate((train, test)):
+            split.images = 255 * binarize(split.images, seed)
+    kind = "-binary" if binary else ""
+    file = folder / f"digit-classifier-{train.source.name}{kind}.pt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # one network for all who compare by it
         classifier = DigitClassifier().to(device)
@@ -76,15 +83,15 @@ def trained_classifier(data_root: str | Path | None, dataset: str, device: str,
                 raise RunError(f"'{file}' cannot be read as the digit classifier "
                                f"({type(error).__name__}); delete it") from error
         else:
-            print("training the digit classifier, once", flush=True)
-            fit(classifier, splits[0])
+            print(f"training the digit classifier{kind}, once", flush=True)
+            fit(classifier, train)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, lambda out: torch.save(classifier.state_dict(), out))
     classifier.eval().requires_grad_(False)
-    digits, _ = classify(classifier, splits[2].images / 255)
+    digits, _ = classify(classifier, test.images / 255)
     weights = b"".join(value.cpu().numpy().tobytes() for value in classifier.state_dict().values())
     return classifier, {
-        "classifier_test_accuracy": (digits == splits[2].labels).float().mean().item(),
+        "classifier_test_accuracy": (digits == test.labels).float().mean().item(),
         "classifier_sha256": hashlib.sha256(weights).hexdigest()}
 
 
@@ -119,28 +126,6 @@ def classify(classifier: DigitClassifier, images: Tensor) -> tuple[Tensor, Tenso
 def features(classifier: DigitClassifier, images: Tensor) -> Tensor:
     """Return the features of all images, (N, 128) float64 on the CPU."""
     return torch.cat([classifier(batch) for batch in images.split(1000)]).cpu().double()
-
-
-def frechet_distance(one: Tensor, other: Tensor) -> float:
-    """Return the Frechet distance of two sets of features (Heusel et al. 2017, eq. 6).
-
-        |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
-
-    with their means m and covariances C. The trace of the root is the sum of the roots of the
-    eigenvalues of C1 C2, which are real and not negative.
-
-    Args:
-        one, other: (N, F) and (M, F) float64.
-    """
-    shift = one.mean(dim=0) - other.mean(dim=0)
-    c1, c2 = one.T.cov(), other.T.cov()
-    roots = torch.linalg.eigvals(c1 @ c2).real.clamp(min=0).sqrt()
-    return float(shift @ shift + c1.trace() + c2.trace() - 2 * roots.sum())
-
-
-def nearest(images: Tensor, others: Tensor) -> Tensor:
-    """Return, for each image, that of the others with the least Euclidean distance."""
-    return others[torch.cdist(images, others).argmin(dim=1)]
 
 
 def sample_quality(classifier: DigitClassifier, samples: Tensor, val: Tensor, test: Tensor

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from scipy.linalg import sqrtm
 from torch import nn
 
 import a3_gan_template as gan
@@ -14,6 +13,7 @@ import gan_losses
 from a3_gan_template import Discriminator, Generator
 from datasets import Split
 from gan_losses import LOSSES
+from gan_saturation import saturation
 
 
 def digits(number: int, **options) -> Split:
@@ -21,9 +21,9 @@ def digits(number: int, **options) -> Split:
     return Split(pixels.to(torch.uint8), None, **options)
 
 
-def players(lr: float = 0.0, dropout: float = 0.0) -> dict:
+def players(lr: float = 0.0) -> dict:
     torch.manual_seed(0)
-    parts = {"generator": Generator(8), "discriminator": Discriminator(dropout)}
+    parts = {"generator": Generator(8), "discriminator": Discriminator()}
     for key, network in (("optimizer_G", "generator"), ("optimizer_D", "discriminator")):
         parts[key] = torch.optim.SGD(parts[network].parameters(), lr=lr)
     return parts
@@ -188,6 +188,18 @@ def test_every_parameter_gets_a_gradient():
             assert parameter.grad.abs().sum() > 0, name
 
 
+def test_images_are_moved_in_training_only_each_on_its_own_and_the_gradient_comes_back():
+    torch.manual_seed(0)
+    shift, x = gan.RandomShift(1), torch.randn(200, 784, requires_grad=True)
+    moved = shift.train()(x)
+    all_moves = torch.stack([x[:, move] for move in shift.moves])  # (9, 200, 784)
+    matches = (all_moves == moved).all(dim=2)
+    assert (matches.sum(dim=0) == 1).all() and matches.any(dim=1).all()
+    (gradient,) = torch.autograd.grad(moved[:, 14 * 28 + 14].sum(), x)
+    assert (gradient.sum(dim=1) == 1).all() and (gradient.argmax(dim=1).unique().numel() == 9)
+    assert shift.eval()(x) is x and gan.RandomShift(0).train()(x) is x
+
+
 def test_an_image_is_the_same_alone_and_in_a_batch():
     G = players()["generator"]  # noqa: N806
     G(torch.randn(50, 8))  # moves the batch statistics
@@ -215,33 +227,18 @@ def test_pixels_are_scaled_to_the_range_of_tanh_and_back():
 
 
 def test_d_wins_against_a_generator_that_stands_still_and_only_one_gradient_survives():
-    args = gan.parse_args(["--latent_dim", "8"])
-    data = Split(torch.randint(0, 256, (60 * 64, 784)).to(torch.uint8), None)
-    curves = gan.saturation(data.images, args, "cpu")
+    torch.manual_seed(0)
+    new = gan.networks(gan.parse_args(["--recipe", "template"]), "cpu", updates=1)
+    before = copy.deepcopy(new["generator"].state_dict())
+    batches = gan.scaled(torch.randint(0, 256, (60 * 64, 784)).float()).split(64)
+    curves = saturation(new["generator"], new["discriminator"], new["optimizer_D"], batches)
     assert len(curves["minimax"]) == 60 and curves["d_fake"][-1] < 0.1 * curves["d_fake"][0]
     assert curves["minimax"][-1] < 0.1 * curves["nonsaturating"][-1]
+    assert all(torch.equal(value, new["generator"].state_dict()[key])
+               for key, value in before.items() if key.endswith("weight"))
 
 
 # The judge -------------------------------------------------------------------------------------
-
-def test_the_frechet_distance_is_that_of_the_two_gaussians():
-    torch.manual_seed(0)
-    a, b = torch.randn(2, 6, 6, dtype=torch.float64)
-    one, other = (torch.randn(4000, 6, dtype=torch.float64) @ mix for mix in (a, b))
-    other = other + 1
-    c1, c2 = one.T.cov().numpy(), other.T.cov().numpy()
-    shift = (one.mean(0) - other.mean(0)).numpy()
-    expected = shift @ shift + (c1 + c2 - 2 * sqrtm(c1 @ c2).real).trace()
-    distance = judge.frechet_distance(one, other)
-    assert math.isclose(distance, expected, rel_tol=1e-6), (distance, expected)
-    assert math.isclose(distance, judge.frechet_distance(other, one), rel_tol=1e-6)
-    assert math.isclose(judge.frechet_distance(one, one + 2), 4 * 6, rel_tol=1e-6)
-
-
-def test_the_nearest_image_is_found():
-    others = torch.rand(50, 784)
-    assert torch.equal(judge.nearest(others[[7, 3]] + 0.001, others), others[[7, 3]])
-
 
 def test_a_damaged_classifier_is_refused(tmp_path):
     (tmp_path / "digit-classifier-sample.pt").write_bytes(b"damaged")
