@@ -45,28 +45,28 @@ FULL_PRECISION = nullcontext()  # in place of run.autocast()
 SATURATION_UPDATES = 200  # in the demonstration of question 2.4
 EVALUATION_SAMPLES = 10_000
 HEALTH = ("d_loss", "g_loss", "d_real", "d_fake", "d_fake_after", "d_accuracy")
-# What differs between the course's plain recipe and ours: Adam's betas, by how many pixels the
-# images are moved on their way into D, the decay of the exponential average of G's weights, and
-# whether the learning rate falls to 0.
+# The course's plain recipe and ours: learning rate and its schedule, Adam's betas, pixels by which
+# images are moved on their way into D, decay of the exponential average of G's weights.
 RECIPES = {
-    "default": {"betas": (0.5, 0.999), "shift": 1, "average": 0.999, "schedule": True},
-    "template": {"betas": (0.9, 0.999), "shift": 0, "average": None, "schedule": False},
+    "default": {"lr": 5e-4, "schedule": True, "betas": (0.5, 0.999), "shift": 1, "ema": 0.999},
+    "template": {"lr": 2e-4, "schedule": False, "betas": (0.9, 0.999), "shift": 0, "ema": None},
 }
 
 
 def parse_args(argv: Sequence[str] | None = None):
     """Parse the flags of the command line."""
-    parser = flags("Train a GAN on MNIST.", epochs=EPOCHS, lr=2e-4, batch_size=64,
+    parser = flags("Train a GAN on MNIST.", epochs=EPOCHS, lr=None, batch_size=64,
                    sources=("mnist", "sample"), epochs_alias="--n_epochs")
-    parser.add_argument("--latent_dim", type=positive_int, default=100, metavar="D",
-                        help="dimensions of the noise")
-    parser.add_argument("--loss", choices=LOSSES, default="nonsaturating",
-                        help="objectives of D and G")
-    parser.add_argument("--recipe", choices=RECIPES, default="default",
-                        help="ours, or the course's plain one")
-    parser.add_argument("--save_interval", type=positive_int, default=None, metavar="N",
-                        help="also write 25 samples every N updates (None: never)")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--latent_dim", type=positive_int, default=100, metavar="D", help="dimensions of the noise")
+    add("--loss", choices=LOSSES, default="nonsaturating", help="objectives of D and G")
+    add("--recipe", choices=RECIPES, default="default",
+        help="ours, or the course's plain one; each has an --lr of its own")
+    add("--save_interval", type=positive_int, default=None, metavar="N",
+        help="also write 25 samples every N updates (None: never)")
+    args = parser.parse_args(argv)
+    args.lr = args.lr or RECIPES[args.recipe]["lr"]
+    return args
 
 
 # ---------------------------------------------------------------------------------------------
@@ -274,8 +274,8 @@ def networks(args, device: str, updates: int) -> dict:
             parts[network].parameters(), lr=args.lr, betas=recipe["betas"], fused=True)
         if recipe["schedule"]:
             parts[f"scheduler_{key}"] = one_cycle(optimizer, updates, cycle_momentum=False)
-    if recipe["average"] is not None:
-        decay = get_ema_multi_avg_fn(recipe["average"])
+    if recipe["ema"] is not None:
+        decay = get_ema_multi_avg_fn(recipe["ema"])
         parts["average"] = AveragedModel(parts["generator"], multi_avg_fn=decay)
     return parts
 

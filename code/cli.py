@@ -66,8 +66,8 @@ def device_name(text: str) -> str:
     return text
 
 
-def flags(description: str, epochs: int, lr: float, batch_size: int, sources: tuple[str, ...],
-          precision: str = "float32", epochs_alias: str | None = None
+def flags(description: str, epochs: int, lr: float | None, batch_size: int,
+          sources: tuple[str, ...], precision: str = "float32", epochs_alias: str | None = None
           ) -> argparse.ArgumentParser:
     """Return a parser with the flags that all scripts share; the arguments are their defaults."""
     parser = argparse.ArgumentParser(
