@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None = None):
     parser = flags("Train a GAN on MNIST.", epochs=EPOCHS, lr=None, batch_size=64,
                    sources=("mnist", "sample"), epochs_alias="--n_epochs")
     add = parser.add_argument
-    add("--latent_dim", type=positive_int, default=100, metavar="D", help="dimensions of the noise")
+    add("--latent_dim", type=positive_int, default=100, metavar="D", help="dimensions of z")
     add("--loss", choices=LOSSES, default="nonsaturating", help="objectives of D and G")
     add("--recipe", choices=RECIPES, default="default",
         help="ours, or the course's plain one; each has an --lr of its own")
