@@ -59,6 +59,23 @@ def test_more_draws_never_loosen_the_bound_and_equal_weights_leave_no_error():
     assert math.isclose(constant.mean(), 3) and constant.draw_error() < 1e-9
 
 
+def test_the_stated_error_holds_where_one_weight_carries_the_sum():
+    """Log weights of deviation 10: the delta method would state far too little."""
+    torch.manual_seed(0)
+    x = torch.zeros(2000, 1)
+    estimates = [importance_sampled_nll(lambda x, n: 10 * torch.randn(n, len(x)), [x], 16, 5)
+                 for _ in range(40)]
+    deviation = torch.tensor([one.mean() for one in estimates]).std().item()
+    stated = sum(one.draw_error() for one in estimates) / 40
+    assert 0.6 < stated / deviation < 1.3, (stated, deviation)
+    assert deviation > 3 * math.sqrt((1 - 1 / 16) / 2000)  # the most that the delta method gives
+
+
+def test_one_draw_has_no_stated_error():
+    estimate = importance_sampled_nll(log_weights, [X], 1, 10)
+    assert math.isfinite(estimate.mean()) and math.isnan(estimate.draw_error())
+
+
 def test_weights_of_any_size_are_finite():
     for shift in (-1e5, 1e5):
         estimate = importance_sampled_nll(
