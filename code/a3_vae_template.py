@@ -12,31 +12,52 @@ estimated with one z = mean + std * eps per image (their eq. 7 and 10). All valu
     mean    (B, D)     of q(z|x) = N(mean, diag(std^2))
     log_std (B, D)     std = exp(log_std), positive whatever the network says
     eps     (B, D)     noise, N(0, I)
+    z_0, u  (B, D)     the code before the flow of the posterior and after that of the prior; both
+                       are z itself unless --posterior flow or --prior flow is asked for
     logits  (B, 784)   of the Bernoulli means p(x_m = 1 | z) = sigmoid(logits_m)
 
     python code/a3_vae_template.py              # 2.5 min on 2 cores: validation -ELBO 96 nats
     python code/a3_vae_template.py --zdim 2     # 2.5 min on 2 cores: 139 nats, the manifold
 """
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import figures
 from cli import exit_with, flags, positive_int, run_name
-from datasets import DataError, binarize, bmnist, mnist
-from latents import normal_grid
+from datasets import Split, bmnist, mnist
+from importance import importance_sampled_nll
+from latent_flows import CodeFlow
+from monitors import Health, examine, pixel_entropy
 from runs import Run, generator, one_cycle, progress
+from vae_figures import (
+    Elbo,
+    draw_moment,
+    save_elbo_plot,  # noqa: F401  a name of the course's template
+    save_encoder_figures,
+    save_training_figures,
+    save_walks,
+)
+from vae_options import (
+    Objective,
+    add_flags,
+    check_flags,
+    elbo,
+    gaussian_nll,
+    objective_of,
+)
 
 EPOCHS = 40
+NLL_CHUNK = 20  # importance samples of a batch at once
 FULL_PRECISION = nullcontext()  # in place of run.autocast()
 INPUT_DROPOUT = 0.2  # of the encoder
-MANIFOLD_SIDE = 20  # the manifold is a 20 x 20 grid (question 1.15)
+FLOW_COUPLINGS = 4  # of --posterior flow and of --prior flow
+EXAMINED_IMAGES = 2000  # of val, for the monitors after each epoch
 
 
 def parse_args(argv: Sequence[str] | None = None):
@@ -45,24 +66,21 @@ def parse_args(argv: Sequence[str] | None = None):
                    sources=("bmnist", "mnist", "sample"))
     parser.add_argument("--zdim", type=positive_int, default=20, metavar="D",
                         help="dimensions of the latent space")
+    parser.add_argument("--nll_samples", type=positive_int, default=200, metavar="K",
+                        help="importance samples of each test image's likelihood")
+    parser.add_argument("--walks", action="store_true",
+                        help="also draw walks among the codes; with --resume, of a finished run")
     parser.add_argument("--hidden_dim", type=positive_int, default=500, metavar="N",
                         help="units of each hidden layer")
-    return parser.parse_args(argv)
+    add_flags(parser)
+    args = parser.parse_args(argv)
+    check_flags(parser, args)
+    return args
 
 
 # ---------------------------------------------------------------------------------------------
 # Mathematics
 # ---------------------------------------------------------------------------------------------
-
-class Elbo(float):
-    """A negative ELBO in nats per image, that remembers its two terms."""
-
-    def __new__(cls, reconstruction: float, kl: float):
-        """Take the two terms, each in nats per image."""
-        elbo = super().__new__(cls, reconstruction + kl)
-        elbo.reconstruction, elbo.kl = reconstruction, kl
-        return elbo
-
 
 def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     """Return -log p(x|z) = -sum_m [x_m log f_m + (1 - x_m) log(1 - f_m)], f = sigmoid(logits).
@@ -80,18 +98,21 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=-1)
 
 
-def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
-    """Return KL(N(mean, diag(std^2)) || N(0, I)) = 1/2 sum_d [std^2 + mean^2 - 1 - log std^2].
+NLL = {"bernoulli": bernoulli_nll, "gaussian": gaussian_nll}
 
-    Kingma & Welling (2014), appendix B.
+
+def gaussian_kls(mean: Tensor, log_std: Tensor) -> Tensor:
+    """Return KL(N(mean, std^2) || N(0, 1)) = 1/2 [std^2 + mean^2 - 1 - log std^2] elementwise.
+
+    Kingma & Welling (2014), appendix B. The KL of a code is the sum over its dimensions.
 
     Args:
         mean, log_std: (B, D).
 
     Returns:
-        (B,) nats, at least 0.
+        (B, D) nats, at least 0.
     """
-    return 0.5 * (torch.exp(2 * log_std) + mean**2 - 1 - 2 * log_std).sum(dim=1)
+    return 0.5 * (torch.exp(2 * log_std) + mean**2 - 1 - 2 * log_std)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -108,20 +129,21 @@ class Encoder(nn.Module):
 
     def __init__(self, hidden_dim: int = 500, z_dim: int = 20):
         super().__init__()
-        self.net = nn.Sequential(
+        self.body = nn.Sequential(
             nn.Dropout(INPUT_DROPOUT),
             nn.Linear(784, hidden_dim), nn.SiLU(),
-            nn.Linear(hidden_dim, hidden_dim), nn.SiLU(),
-            nn.Linear(hidden_dim, 2 * z_dim))
+            nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
+        self.head = nn.Linear(hidden_dim, 2 * z_dim)
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log std of q(z|x), each (B, D), for pixels x (B, 784)."""
-        mean, log_std = self.net(x).to(x.dtype).chunk(2, dim=1)  # (B, 2 D) -> 2 x (B, D)
-        return mean, log_std
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and log std of q(z|x), each (B, D), and the features (B, hidden_dim)."""
+        features = self.body(x)
+        mean, log_std = self.head(features).to(x.dtype).chunk(2, dim=1)  # (B, 2 D) -> 2 x (B, D)
+        return mean, log_std, features
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and std (positive) of q(z|x), each (B, D), for pixels x (B, 784)."""
-        mean, log_std = self.posterior(x)
+        mean, log_std, _ = self.posterior(x)
         return mean, log_std.exp()
 
 
@@ -144,14 +166,50 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.logits(z))
 
 
-class VAE(nn.Module):
-    """Encoder and decoder, trained together on the ELBO."""
+class Terms(NamedTuple):
+    """What codes z ~ q(z|x) say of the images x; all in nats."""
 
-    def __init__(self, hidden_dim: int = 500, z_dim: int = 20):
+    reconstruction: Tensor  # (..., B) -log p(x|z)
+    kl: Tensor  # (..., B) KL(q(z|x) || p(z)); with flows, its estimate by these codes
+    kls: Tensor  # (B, D) of the Gaussian part alone, by dimension
+    log_weight: Tensor  # (..., B) log p(x, z) - log q(z|x); its mean is the ELBO
+    z: Tensor  # (..., B, D)
+
+
+class VAE(nn.Module):
+    """Encoder and decoder, trained together on the ELBO.
+
+    Args:
+        hidden_dim: units of each hidden layer.
+        z_dim: dimensions D of a code.
+        likelihood, posterior, prior: see the flags of the same names.
+    """
+
+    def __init__(self, hidden_dim: int = 500, z_dim: int = 20, likelihood: str = "bernoulli",
+                 posterior: str = "gaussian", prior: str = "gaussian"):
         super().__init__()
-        self.z_dim = z_dim
+        self.z_dim, self.likelihood, self.nll = z_dim, likelihood, NLL[likelihood]
         self.encoder = Encoder(hidden_dim, z_dim)
         self.decoder = Decoder(hidden_dim, z_dim)
+        couplings = {"gaussian": 0, "flow": FLOW_COUPLINGS}  # none: the identity
+        self.posterior = CodeFlow(z_dim, couplings[posterior], hidden_dim)
+        self.prior = CodeFlow(z_dim, couplings[prior])
+
+    def terms(self, x: Tensor, eps: Tensor) -> Terms:
+        """Return what the codes z = F(mean + std * eps; x) of some eps, (..., B, D), say of x.
+
+        With Gaussian posterior and prior z_0 = z = u, and the KL is exact. A flow adds to it
+        log N(z_0; 0, I) - log N(u; 0, I), less the log-determinants.
+        """
+        mean, log_std, features = self.encoder.posterior(x)
+        z_0 = mean + log_std.exp() * eps  # the gradient passes through mean and std
+        z, ldj = self.posterior(z_0, features)
+        u, prior_ldj = self.prior(z)
+        flows = 0.5 * (u**2 - z_0**2).sum(dim=-1) - ldj - prior_ldj
+        kls = gaussian_kls(mean, log_std)
+        log_ratio = (0.5 * (eps**2 - z_0**2) + log_std).sum(dim=-1) - flows
+        reconstruction = self.nll(self.decoder.logits(z), x)
+        return Terms(reconstruction, kls.sum(dim=1) + flows, kls, log_ratio - reconstruction, z)
 
     def elbo_terms(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the two terms of -ELBO(x), with one sample of z per image.
@@ -163,10 +221,9 @@ class VAE(nn.Module):
         Returns:
             reconstruction -log p(x|z) and KL(q(z|x) || p(z)), each (B,) nats.
         """
-        mean, log_std = self.encoder.posterior(x)
-        eps = torch.randn_like(mean) if eps is None else eps
-        z = mean + log_std.exp() * eps  # (B, D); the gradient passes through mean and std
-        return bernoulli_nll(self.decoder.logits(z), x), gaussian_kl(mean, log_std)
+        eps = torch.randn(len(x), self.z_dim, device=x.device) if eps is None else eps
+        terms = self.terms(x, eps)
+        return terms.reconstruction, terms.kl
 
     def log_weights(self, x: Tensor, n_samples: int, noise: torch.Generator | None = None
                     ) -> Tensor:
@@ -181,12 +238,8 @@ class VAE(nn.Module):
         Returns:
             (n_samples, B) nats.
         """
-        mean, log_std = self.encoder.posterior(x)
-        eps = torch.randn(n_samples, *mean.shape, generator=noise).to(mean.device)
-        z = mean + log_std.exp() * eps  # (n, B, D)
-        log_p_z = -0.5 * (z**2).sum(dim=-1)  # less D/2 log(2 pi), as is the next
-        log_q_z = -(0.5 * eps**2 + log_std).sum(dim=-1)
-        return log_p_z - log_q_z - bernoulli_nll(self.decoder.logits(z), x)
+        eps = torch.randn(n_samples, len(x), self.z_dim, generator=noise).to(x.device)
+        return self.terms(x, eps).log_weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the average negative ELBO of a batch x (B, 784), a scalar in nats per image."""
@@ -194,19 +247,36 @@ class VAE(nn.Module):
         return (reconstruction + kl).mean()
 
     @torch.no_grad()
+    def code(self, x: Tensor) -> Tensor:
+        """Return the codes u, (B, D), at the middle of q(z|x), of pixels x (B, 784)."""
+        mean, _, features = self.encoder.posterior(x)
+        return self.prior(self.posterior(mean, features)[0])[0]
+
+    @torch.no_grad()
+    def logits(self, u: Tensor) -> Tensor:
+        """Return the logits of the means, (B, 784), of codes u (B, D), normal under the prior."""
+        return self.decoder.logits(self.prior.inverse(u)[0])
+
+    def decode(self, u: Tensor) -> Tensor:
+        """Return the means, (B, 784) in [0, 1], of codes u (B, D)."""
+        return torch.sigmoid(self.logits(u))
+
+    @torch.no_grad()
     def sample(self, n_samples: int, noise: torch.Generator | None = None
                ) -> tuple[Tensor, Tensor]:
-        """Draw images ancestrally: z ~ p(z), then x_m ~ Bernoulli(mean_m(z)).
+        """Draw images ancestrally: z ~ p(z), then each pixel from p(x_m|z).
 
         Args:
             noise: a CPU generator, which makes the draw repeatable on any device.
 
         Returns:
-            sampled images in {0, 1} and their means in [0, 1], each (n_samples, 784).
+            sampled images and their means in [0, 1], each (n_samples, 784).
         """
         device = self.decoder.net[0].weight.device
-        z = torch.randn(n_samples, self.z_dim, generator=noise).to(device)
-        im_means = self.decoder(z)  # (n, 784)
+        im_means = self.decode(torch.randn(n_samples, self.z_dim, generator=noise).to(device))
+        if self.likelihood == "gaussian":
+            pixel_noise = torch.randn(im_means.shape, generator=noise).to(device)
+            return im_means + 0.5**0.5 * pixel_noise, im_means
         uniform = torch.rand(im_means.shape, generator=noise).to(device)
         return (uniform < im_means).float(), im_means
 
@@ -215,7 +285,8 @@ class VAE(nn.Module):
 # Training
 # ---------------------------------------------------------------------------------------------
 
-def epoch_iter(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PRECISION) -> Elbo:
+def epoch_iter(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PRECISION,
+               objective: Objective = elbo) -> Elbo:
     """Go once through the data; train if the model is in training mode, else only evaluate.
 
     Evaluation draws its noise for the whole split at once and always alike, so that the result
@@ -232,23 +303,24 @@ def epoch_iter(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_P
     with torch.set_grad_enabled(model.training):
         for x, eps in zip(progress(data), noise, strict=True):
             with autocast:
-                terms = torch.stack([term.sum() for term in model.elbo_terms(x, eps)])
+                loss, *terms = objective(model, x) if model.training else elbo(model, x, eps)
             if model.training:
                 optimizer.zero_grad()
-                (terms.sum() / len(x)).backward()
+                loss.mean().backward()
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
-            sums.append(terms.detach())
+            sums.append(torch.stack([term.detach().sum() for term in terms]))
     total = torch.stack(sums).cpu().double().sum(dim=0)
     return Elbo(*(total / len(data.images)).tolist())
 
 
-def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PRECISION
-              ) -> tuple[Elbo, Elbo]:
+def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PRECISION,
+              objective: Objective = elbo) -> tuple[Elbo, Elbo]:
     """Train on the first split and validate on the second; without an optimizer, evaluate both.
 
-    Validation is in float32, whatever the precision of training.
+    Validation is in float32, whatever the precision of training, and of the ELBO, whatever the
+    objective.
 
     Returns:
         the average negative ELBO of train (while it was trained) and val, in nats per image.
@@ -256,7 +328,7 @@ def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PR
     traindata, valdata = data
 
     model.train(optimizer is not None)
-    train_elbo = epoch_iter(model, traindata, optimizer, scheduler, autocast)
+    train_elbo = epoch_iter(model, traindata, optimizer, scheduler, autocast, objective)
 
     model.eval()
     val_elbo = epoch_iter(model, valdata)
@@ -264,120 +336,78 @@ def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PR
     return train_elbo, val_elbo
 
 
-# ---------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------
-
-def save_elbo_plot(train_curve: Sequence[float], val_curve: Sequence[float], filename: Path):
-    """Plot the negative ELBO of each epoch, from 0, the untrained model; if known, its terms."""
-    panels = [("$-$ELBO", float)]
-    if isinstance(train_curve[0], Elbo):
-        panels += [("reconstruction", lambda elbo: elbo.reconstruction),
-                   ("KL", lambda elbo: elbo.kl)]
-    with figures.canvas(filename, columns=len(panels), squeeze=False) as axes:
-        for axis, (label, term) in zip(axes[0], panels, strict=True):
-            train, val = list(map(term, train_curve)), list(map(term, val_curve))
-            figures.train_and_val(axis, train, val, f"{label} [nats per image]",
-                                  legend="lower right" if label == "KL" else "center right")
-            if label != "KL":
-                figures.log_ticks(axis, [70, 100, 150, 200, 300, 500])
-        axes[0][0].axhline(784 * math.log(2), color="0.4", linewidth=0.6, linestyle=":")
-        axes[0][0].annotate("784 ln 2", (len(train_curve) - 1, 784 * math.log(2)), fontsize=7,
-                            ha="right", va="top", xytext=(0, -2), textcoords="offset points")
-
-
-def draw_moment(model: VAE, seed: int) -> dict[str, Tensor]:
-    """Draw what the figures show of one moment of training, always from the same z."""
-    samples, means = model.sample(25, generator(seed, "figures"))
-    moment = {"samples": samples, "means": means}
-    if model.z_dim == 2:
-        with torch.no_grad():
-            z = normal_grid(MANIFOLD_SIDE).to(means.device)
-            moment["manifold"] = model.decoder(z)
-    return {key: images.cpu() for key, images in moment.items()}
-
-
-def save_training_figures(run: Run):
-    """Draw the curves and, for the moments that were reached, samples and manifolds."""
-    curves = [[Elbo(row[f"{split}_reconstruction_nats"], row[f"{split}_kl_nats"])
-               for row in run.history] for split in ("train", "val")]
-    save_elbo_plot(*curves, run.figure("elbo.pdf"))
-    moments = [run.snapshots[epoch] for epoch in sorted(run.snapshots)]
-    for name, moment in run.named_moments():
-        means, samples = (figures.tile(moment[key], 5) for key in ("means", "samples"))
-        figures.save_png(figures.join((means, samples), axis=0),
-                         run.figure(f"samples-{name}.png"))
-        if "manifold" in moment:
-            figures.save_png(figures.tile(moment["manifold"], MANIFOLD_SIDE),
-                             run.figure(f"manifold-{name}.png"))
-    gallery = [figures.tile(moment["means"][:16], 4) for moment in moments]
-    figures.save_png(figures.join(gallery, axis=1), run.figure("gallery.png"))
-
-
 @torch.no_grad()
-def save_encoder_figures(run: Run, model: VAE, val, test):
-    """Draw reconstructions of val images and, for two latent dimensions, the codes of digits."""
-    x = val.images[:20].float()
-    pairs = torch.cat([x[:10], model.decoder(model.encoder(x[:10])[0]),
-                       x[10:], model.decoder(model.encoder(x[10:])[0])])
-    figures.save_png(figures.tile(pairs, 10), run.figure("reconstructions.png"))
-    if model.z_dim != 2:
-        return
-    images, labels = test.images, test.labels
-    if labels is None:  # in Larochelle's files; MNIST's own test images, binarized, have them
-        try:
-            digits = mnist(run.args.data_root, dataset="mnist", device=run.device)[2]
-        except DataError as error:
-            print(f"the figure of the codes is left out, it needs labels: {error}")
-            return
-        images, labels = binarize(digits.images), digits.labels
-    mean, _ = model.encoder(images.float())
-    figures.scatter_quantiles(run.figure("codes.pdf"), mean.cpu(), labels.cpu())
+def check_codes(model: VAE, data: Split, kl: float, entropy: float) -> Health:
+    """Look for posterior collapse and information overload in the codes of some images."""
+    x = data.images[:EXAMINED_IMAGES].float() * data.scale
+    mean, log_std, _ = model.encoder.posterior(x)
+    eps = torch.randn(mean.shape, generator=generator(0, "monitors")).to(x.device)
+    return examine(mean + log_std.exp() * eps, mean, log_std, kl, entropy)
 
 
 # ---------------------------------------------------------------------------------------------
 # Main
 # ---------------------------------------------------------------------------------------------
 
+def load(args) -> tuple[Split, Split, Split]:
+    """Return train, val and test: binary images, or grey ones in [0, 1] for the Gaussian."""
+    splits = (bmnist if args.likelihood == "bernoulli" else mnist)(
+        args.data_root, args.batch_size, dataset=args.dataset, device=args.device,
+        seed=args.seed, limit=args.limit)
+    for split in splits:
+        split.scale = 1.0 if args.likelihood == "bernoulli" else 1 / 255
+    return splits
+
+
 def main(argv: Sequence[str] | None = None) -> dict:
     """Train, draw the figures, evaluate once on test; return the results as written."""
     args = parse_args(argv)
-    train, val, test = bmnist(args.data_root, args.batch_size, dataset=args.dataset,
-                              device=args.device, seed=args.seed, limit=args.limit)
+    train, val, test = load(args)
     name = run_name(f"vae-z{args.zdim}", args, parse_args(["--zdim", str(args.zdim)]),
-                    train.source, "bmnist")
+                    train.source, "bmnist" if args.likelihood == "bernoulli" else "mnist")
     run = Run(name, args, train.source)
-    model = VAE(args.hidden_dim, args.zdim).to(run.device)
+    model = VAE(args.hidden_dim, args.zdim, args.likelihood, args.posterior,
+                args.prior).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     scheduler = one_cycle(optimizer, args.epochs * len(train))
     run.keep(model=model, optimizer=optimizer, scheduler=scheduler, order=train.generator)
+    entropy = pixel_entropy(train.images)
 
     with run.training():
         for epoch in run.epochs():  # epoch 0 evaluates the untrained model
             train_elbo, val_elbo = run_epoch(
-                model, (train, val), optimizer if epoch else None, scheduler, run.autocast())
+                model, (train, val), optimizer if epoch else None, scheduler, run.autocast(),
+                objective_of(args, epoch))
+            health = check_codes(model, val, val_elbo.kl, entropy)
             run.record(train_elbo_nats=float(train_elbo), val_elbo_nats=float(val_elbo),
                        train_reconstruction_nats=train_elbo.reconstruction,
                        train_kl_nats=train_elbo.kl,
-                       val_reconstruction_nats=val_elbo.reconstruction, val_kl_nats=val_elbo.kl)
+                       val_reconstruction_nats=val_elbo.reconstruction, val_kl_nats=val_elbo.kl,
+                       **health.numbers())
             if epoch in run.moments:
                 run.snapshots[epoch] = draw_moment(model, args.seed)
+            if epoch in run.moments[1:] and health.warning():
+                print(health.warning(), flush=True)
 
     save_training_figures(run)
     run.reload()
     model.eval()
     save_encoder_figures(run, model, val, test)
-    test_elbo = epoch_iter(model, test)
-    untrained, trained = run.history[0], run.history[-1]
+    test_elbo, trained = epoch_iter(model, test), run.history[-1]
+    walked = save_walks(run, model, test) if args.walks else {}
+    health = check_codes(model, test, test_elbo.kl, entropy)
+    noise = generator(args.seed, "importance sampling")
+    nll = importance_sampled_nll(partial(model.log_weights, noise=noise), test, args.nll_samples,
+                                 NLL_CHUNK)
     return run.finish(
-        untrained_elbo_nats=untrained["val_elbo_nats"],
-        train_elbo_nats=trained["train_elbo_nats"],
-        val_elbo_nats=trained["val_elbo_nats"],
-        val_reconstruction_nats=trained["val_reconstruction_nats"],
-        val_kl_nats=trained["val_kl_nats"],
+        untrained_elbo_nats=run.history[0]["val_elbo_nats"],
+        **{key: value for key, value in trained.items() if key not in ("epoch", "seconds")},
         test_elbo_nats=float(test_elbo),
         test_reconstruction_nats=test_elbo.reconstruction,
-        test_kl_nats=test_elbo.kl)
+        test_kl_nats=test_elbo.kl,
+        test_nll_nats=nll.mean(), test_nll_draw_error_nats=nll.draw_error(),
+        nll_samples=args.nll_samples,
+        **health.numbers("test"), verdict=health.verdict, **walked)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def time_vae(args: argparse.Namespace) -> dict:
     train, _, _ = bmnist(batch_size=defaults.batch_size, device=args.device)
     model = vae.VAE(defaults.hidden_dim, defaults.zdim).to(args.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=defaults.lr, fused=True)
-    floor = matrix_products(model, {model.encoder.net[1]}, train.batch_size, torch.float32)
+    floor = matrix_products(model, {model.encoder.body[1]}, train.batch_size, torch.float32)
     return {"precision": "float32", **compare(lambda: vae.epoch_iter(model, train, optimizer),
                                               floor, train, args.turns, args.device)}
 

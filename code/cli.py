@@ -34,6 +34,11 @@ def positive_float(text: str) -> float:
     return _number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
 
 
+def non_negative_float(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    return _number(text, float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+
+
 def seed_int(text: str) -> int:
     """Parse a seed that every generator accepts."""
     return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number of at least 0")

@@ -87,6 +87,9 @@ class Split:
         generator: a CPU generator that shuffles each pass; None keeps the order.
         shift: each pass moves every image by up to this many pixels a side, edges repeated;
             drawn from ``generator``. For training only.
+
+    Attributes:
+        scale: factor of the pixels in the batches, 1 unless it is set.
     """
 
     def __init__(self, images: Tensor, source: Source, labels: Tensor | None = None,
@@ -94,7 +97,7 @@ class Split:
         if shift and generator is None:
             raise ValueError(f"shift {shift} needs a generator to draw the moves from")
         self.images, self.labels, self.source = images, labels, source
-        self.batch_size, self.generator = batch_size, generator
+        self.batch_size, self.generator, self.scale = batch_size, generator, 1.0
         self.shifts = shift_table(shift).to(images.device) if shift else None
 
     def __len__(self) -> int:
@@ -104,7 +107,7 @@ class Split:
     def __iter__(self) -> Iterator[Tensor]:
         if self.generator is None:
             for batch in self.images.split(self.batch_size):
-                yield batch.float()
+                yield batch.float() * self.scale
             return
         device = self.images.device
         order = torch.randperm(len(self.images), generator=self.generator).to(device)
@@ -112,7 +115,7 @@ class Split:
             batch = self.images[index]
             if self.shifts is not None:
                 batch = moved(batch, self.shifts, self.generator)
-            yield batch.float()
+            yield batch.float() * self.scale
 
 
 def shift_table(pixels: int, side: int = 28) -> Tensor:

@@ -103,12 +103,12 @@ class Trained:
 
 
 def load_vae(state: dict, results: dict, device: str) -> Trained:
-    """Return the VAE; its code of an image is the mean of q(z|x)."""
-    flags = state["flags"]
-    model = vae.VAE(flags["hidden_dim"], flags["zdim"]).to(device)
+    """Return the VAE; its code of an image is the middle of q(z|x)."""
+    choices = ("hidden_dim", "zdim", "likelihood", "posterior", "prior")
+    model = vae.VAE(*(state["flags"][choice] for choice in choices)).to(device)
     model.load_state_dict(state["kept"]["model"])
     return Trained(results, model.eval(), lambda n, noise: model.sample(n, noise)[1],
-                   lambda x: model.encoder(binarize(x).float())[0], model.decoder)
+                   lambda x: model.code(binarize(x).float()), model.decode)
 
 
 def load_gan(state: dict, results: dict, device: str) -> Trained:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from datasets import REPOSITORY, Source
 
 # Flags that change no number and may differ when a run is resumed.
-NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval"}
+NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval", "walks", "nll_samples"}
 
 
 class RunError(RuntimeError):

@@ -1,0 +1,125 @@
+"""Signs of health of a VAE: is its code used, and is it a code or a list of images?
+
+Two failures are opposite. In *posterior collapse* q(z|x) is the prior for every x: the code says
+nothing. In *information overload* q(z|x) shrinks to a point far out, a code of its own for every
+image, and draws from the prior decode to nothing that was seen (Garcia 2019, section 3).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ACTIVE_VARIANCE = 0.01  # of the posterior mean, in an active unit (Burda et al. 2016, section 5.2)
+COLLAPSED_KL_NATS = 0.1
+OVERLOADED_STD = 1e-3
+ROWS = 500  # of a matrix of densities at once
+COLLAPSE, OVERLOAD, HEALTHY = "posterior collapse", "information overload", "healthy"
+REMEDIES = {
+    COLLAPSE: "the code says nothing about the image; try --objective free_bits, or --objective "
+              "beta with --beta below 1 or with --beta_warmup",
+    OVERLOAD: "the code singles out every image; the KL is missing from the objective or too "
+              "weak: try --objective elbo, or beta with a larger --beta",
+}
+
+
+@dataclass
+class Health:
+    """What is looked at, over a set of images."""
+
+    active_units: int
+    mutual_information_nats: float
+    smallest_std: float
+    verdict: str
+
+    def numbers(self, split: str = "val") -> dict[str, float]:
+        """Return the numbers by the names that records use."""
+        return {f"{split}_active_units": self.active_units,
+                f"{split}_mutual_information_nats": self.mutual_information_nats,
+                f"{split}_smallest_std": self.smallest_std}
+
+    def warning(self) -> str | None:
+        """Return the warning in one line, or None."""
+        return f"warning: {self.verdict}: {REMEDIES[self.verdict]}" if (
+            self.verdict in REMEDIES) else None
+
+
+def active_units(mean: Tensor) -> int:
+    """Count the dimensions whose posterior mean, (N, D), differs from image to image."""
+    return int((mean.var(dim=0) > ACTIVE_VARIANCE).sum())
+
+
+def log_density(z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Return log N(z_i; mean_j, diag(std_j^2)) for all pairs, (M, N) nats.
+
+    The square is taken apart, so that all pairs cost three matrix products.
+
+    Args:
+        z: (M, D) float64; so are mean and log_std, (N, D).
+    """
+    precision = torch.exp(-2 * log_std)
+    distance = (z**2 @ precision.T - 2 * z @ (mean * precision).T
+                + (mean**2 * precision).sum(dim=1))
+    return -0.5 * (distance + (2 * log_std + math.log(2 * math.pi)).sum(dim=1))
+
+
+def mutual_information(z: Tensor, mean: Tensor, log_std: Tensor) -> float:
+    """Return I(x; z) = E[log q(z|x) - log q(z)] of N images under q, in nats.
+
+    q(z) = 1/N sum_n q(z|x_n) is the aggregate posterior, and so I is the KL less KL(q(z) || p(z))
+    (Hoffman & Johnson 2016, "ELBO surgery", eq. 4); it cannot exceed log N.
+
+    Args:
+        z: (N, D), one draw of each q(z|x_n).
+        mean, log_std: (N, D) of q.
+    """
+    z, mean, log_std = z.double(), mean.double(), log_std.double()
+    gains = []
+    for start in range(0, len(z), ROWS):
+        log_q = log_density(z[start:start + ROWS], mean, log_std)  # (rows, N)
+        gains.append(log_q.diagonal(start) - log_q.logsumexp(dim=1) + math.log(len(z)))
+    return torch.cat(gains).mean().item()
+
+
+def pixel_entropy(images: Tensor) -> float:
+    """Return the sum of the entropies of the pixels, in nats: a bound of an image's entropy.
+
+    A code needs no more than this to name any image, whatever the model.
+
+    Args:
+        images: (N, 784) uint8.
+    """
+    counts = torch.stack([images[:, m].bincount(minlength=256) for m in range(images.shape[1])])
+    shares = counts.double() / len(images)
+    return -torch.xlogy(shares, shares).sum().item()
+
+
+def verdict(kl: float, active: int, smallest_std: float, entropy: float) -> str:
+    """Name the failure, if there is one.
+
+    Args:
+        kl: mean KL(q(z|x) || p(z)), nats.
+        active: number of active units.
+        smallest_std: of q(z|x), over images and dimensions.
+        entropy: nats that suffice to name any image.
+    """
+    if kl < COLLAPSED_KL_NATS or active == 0:
+        return COLLAPSE
+    if smallest_std < OVERLOADED_STD or kl > entropy:
+        return OVERLOAD
+    return HEALTHY
+
+
+def examine(z: Tensor, mean: Tensor, log_std: Tensor, kl: float, entropy: float) -> Health:
+    """Examine the Gaussian posteriors of a set of images.
+
+    Args:
+        z: (N, D), one draw of each.
+        mean, log_std: (N, D).
+        kl: mean KL of the whole posterior from the prior, nats.
+        entropy: of the images, see ``pixel_entropy``.
+    """
+    active, smallest = active_units(mean), log_std.min().exp().item()
+    return Health(active, mutual_information(z, mean, log_std), smallest,
+                  verdict(kl, active, smallest, entropy))

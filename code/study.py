@@ -1,0 +1,115 @@
+"""The study of objectives, posteriors and priors at 20 latent dimensions (Garcia 2019).
+
+Every case is a run of a3_vae_template.py with the flags below and nothing else changed; a case
+that is complete is only evaluated again. Likelihoods are of the model, whatever was trained.
+
+    python code/study.py                # 60 min on 2 cores: report/results/study.json
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import a3_vae_template as vae
+import figures
+from cli import device_name, exit_with, positive_int
+from datasets import REPOSITORY
+from runs import commit, describe_device, write_atomically
+
+CASES = {
+    "ELBO": [],
+    "beta 0.25": ["--objective", "beta", "--beta", "0.25"],
+    "beta 4": ["--objective", "beta", "--beta", "4"],
+    "warm-up 10": ["--objective", "beta", "--beta_warmup", "10"],
+    "free bits 2": ["--objective", "free_bits", "--free_bits", "2"],
+    "free bits 8": ["--objective", "free_bits", "--free_bits", "8"],
+    "free bits 0.5 a dimension": ["--objective", "free_bits", "--free_bits", "0.5",
+                                  "--per_dimension"],
+    "flow posterior": ["--posterior", "flow"],
+    "flow prior": ["--prior", "flow"],
+    "IWAE 50": ["--objective", "iwae", "--importance_samples", "50", "--precision", "auto"],
+    "Gaussian likelihood": ["--likelihood", "gaussian"],
+    # The failures, provoked; free bits cure the first, the ELBO the second.
+    "collapse: beta 100": ["--objective", "beta", "--beta", "100"],
+    "overload: UAE": ["--objective", "uae"],
+}
+KEYS = {"test_elbo_nats": "test_elbo_nats", "test_nll_nats": "test_nll_nats",
+        "nll_samples": "nll_samples", "reconstruction_nats": "test_reconstruction_nats",
+        "kl_nats": "test_kl_nats", "mutual_information_nats": "test_mutual_information_nats",
+        "active_units": "test_active_units", "smallest_std": "test_smallest_std",
+        "verdict": "verdict", "train_seconds": "train_seconds"}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags of the command line."""
+    parser = argparse.ArgumentParser(
+        description="Train the VAE in all its variants, and compare them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--cases", nargs="*", choices=CASES, default=list(CASES), metavar="CASE",
+        help="which, by name")
+    add("--epochs", type=positive_int, default=vae.EPOCHS, metavar="N")
+    add("--device", type=device_name, default="auto")
+    add("--data_root", default=None, metavar="DIR")
+    add("--dataset", choices=("auto", "mnist", "sample"), default="auto",
+        help="auto: Larochelle's files where they are")
+    add("--limit", type=positive_int, default=None, metavar="N")
+    add("--out", type=Path, default=None, metavar="DIR",
+        help="for the runs' own files (None: study/)")
+    return parser.parse_args(argv)
+
+
+def run_case(name: str, args: argparse.Namespace) -> dict:
+    """Train one case, or go on with it, and return its row."""
+    flags = ["--epochs", str(args.epochs), "--device", args.device, "--dataset", args.dataset,
+             "--out", str(args.out or REPOSITORY / "study"), "--resume", *CASES[name]]
+    for flag in ("data_root", "limit"):
+        if getattr(args, flag) is not None:
+            flags += [f"--{flag}", str(getattr(args, flag))]
+    print(f"\ncase: {name}", flush=True)
+    results = vae.main(flags)
+    return {"name": name, **{ours: results[theirs] for ours, theirs in KEYS.items()},
+            "flags": results["flags"], "commit": results["commit"]}
+
+
+def save_plane(rows: list[dict], filename: Path) -> None:
+    """Plot each binary case by its KL and reconstruction, with lines of equal -ELBO.
+
+    Alemi et al. (2018), "Fixing a broken ELBO": rate against distortion.
+    """
+    shown = [row for row in rows if row["flags"]["likelihood"] == "bernoulli"
+             and row["kl_nats"] < 60]
+    with figures.canvas(filename, width=3.8, height=2.8) as axis:
+        for level in (90, 95, 100, 110, 130):
+            axis.plot([0, level - 50], [level, 50], color="0.85", linewidth=0.6, zorder=0)
+        for row in shown:
+            axis.plot(row["kl_nats"], row["reconstruction_nats"], "o", markersize=3,
+                      color="#0072B2")
+            axis.annotate(row["name"], (row["kl_nats"], row["reconstruction_nats"]), fontsize=6,
+                          xytext=(3, 2), textcoords="offset points")
+        axis.set(xlabel="KL [nats]", ylabel="reconstruction [nats]")
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Run the cases; write study.json and its figure, and return what the JSON holds."""
+    args = parse_args(argv)
+    rows = [run_case(name, args) for name in args.cases]
+    report = (args.out or REPOSITORY / "report")
+    save_plane(rows, report / "figures" / "study-plane.pdf")
+    results = {"rows": rows, "epochs": args.epochs, "device": describe_device(args.device),
+               "commit": commit(),
+               "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    write_atomically(report / "results" / "study.json",
+                     (json.dumps(results, indent=2) + "\n").encode())
+    columns = ("test_elbo_nats", "test_nll_nats", "reconstruction_nats", "kl_nats")
+    print(f"\n{'case':26}{'-ELBO':>9}{'NLL':>9}{'L':>9}{'KL':>9}  units  verdict")
+    for row in rows:
+        print(f"{row['name']:26}" + "".join(f"{row[key]:9.2f}" for key in columns)
+              + f"{row['active_units']:7}  {row['verdict']}")
+    return results
+
+
+if __name__ == "__main__":
+    exit_with(main)
