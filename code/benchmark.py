@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 import torch
 from torch import nn
 
+import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from cli import device_name, exit_with, positive_int
@@ -27,20 +28,21 @@ from runs import commit, describe_device, multiplies_bfloat16, write_atomically
 
 
 def matrix_products(model: nn.Module, data_layers: set[nn.Module], batch: int,
-                    dtype: torch.dtype) -> Callable[[], None]:
+                    dtype: torch.dtype, trained: bool = True) -> Callable[[], None]:
     """Return a function that does the matrix products of one update of all linear layers.
 
     Args:
         data_layers: those whose input is data and needs no gradient.
         batch: images in the update.
         dtype: in which the products are done.
+        trained: False if the gradient only passes through, and the weights need none.
     """
     products = []
     for layer in (part for part in model.modules() if isinstance(part, nn.Linear)):
         weight = layer.weight.detach().to(dtype)  # (m, n)
         x = torch.randn(batch, layer.in_features).to(weight)
         gradient = torch.randn(batch, layer.out_features).to(weight)
-        products += [(x, weight.T), (gradient.T, x)]
+        products += [(x, weight.T), (gradient.T, x)] if trained else [(x, weight.T)]
         products += [(gradient, weight)] if layer not in data_layers else []
 
     def run() -> None:
@@ -110,6 +112,32 @@ def time_nf(args: argparse.Namespace, precision: str = "float32") -> dict:
                       train, args.turns, args.device)}
 
 
+def gan_products(G: nn.Module, D: nn.Module, batch: int) -> Callable[[], None]:  # noqa: N803
+    """Return the products of one update: D's on real and generated images, G's through D."""
+    first = {next(layer for layer in D.net if isinstance(layer, nn.Linear))}
+    steps = (matrix_products(D, first, 2 * batch, torch.float32),
+             matrix_products(D, set(), batch, torch.float32, trained=False),
+             matrix_products(G, {G.net[0]}, batch, torch.float32))
+
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run
+
+
+def time_gan(args: argparse.Namespace) -> dict:
+    """Time training of the GAN with the course's recipe, float32, on all 60,000 images."""
+    defaults = gan.parse_args(["--device", args.device, "--recipe", "template"])
+    train, val, _ = mnist(batch_size=defaults.batch_size, device=args.device)
+    images = Split(torch.cat((train.images, val.images)), train.source,
+                   batch_size=defaults.batch_size, generator=train.generator)
+    parts = gan.networks(defaults, args.device, updates=1)
+    floor = gan_products(parts["generator"], parts["discriminator"], defaults.batch_size)
+    return {"precision": "float32", **compare(lambda: gan.train(images, **parts), floor, images,
+                                              args.turns, args.device)}
+
+
 def main(argv: Sequence[str] | None = None) -> dict:
     """Time the models, print a line each, and write report/results/benchmark.json."""
     parser = argparse.ArgumentParser(description="Time training against its matrix products.")
@@ -117,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--device", type=device_name, default="auto")
     args = parser.parse_args(argv)
 
-    rows = {"vae": time_vae, "nf": time_nf}
+    rows = {"vae": time_vae, "nf": time_nf, "gan": time_gan}
     if multiplies_bfloat16(args.device):
         rows["nf_bfloat16"] = lambda args: time_nf(args, "bfloat16")
     results: dict = {"device": describe_device(args.device), "torch": str(torch.__version__),

@@ -204,3 +204,14 @@ def test_the_benchmark_counts_the_products_of_one_update():
         model(torch.randn(11, 5)).sum().backward()
     expected = 2 * 11 * (2 * 5 * 7 + 3 * 7 * 3)
     assert counter.get_total_flops() == update.get_total_flops() == expected
+
+
+def test_the_benchmark_counts_the_products_of_one_update_of_the_gan():
+    args = gan.parse_args(["--recipe", "template"])
+    parts = gan.networks(args, "cpu", updates=1)
+    x, z = torch.rand(8, 784), torch.randn(8, args.latent_dim)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as floor:
+        benchmark.gan_products(parts["generator"], parts["discriminator"], 8)()
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as update:
+        gan.update(x, z, **parts, loss="nonsaturating")
+    assert floor.get_total_flops() == update.get_total_flops()
