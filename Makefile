@@ -1,6 +1,8 @@
 # make demo    install, then train every model for a few epochs into demo/     (3 min on 2 cores)
-# make test    install, then run the tests                                   (1.5 min on 2 cores)
-# make models  the full runs of the VAE and the flow                           (30 min on 2 cores)
+# make test    install, then run the tests                                   (2.5 min on 2 cores)
+# make models  the full runs of the three models                               (80 min on 2 cores)
+# make compare the three compared, after their runs                            (15 min on 2 cores)
+# make study   the VAE in all its variants                                     (60 min on 2 cores)
 # make lint    check the style
 # make bench   training speed against the bare matrix products
 # make clean   remove what was trained or installed; the committed report stays
@@ -11,7 +13,7 @@ PY := $(VENV)/bin/python
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint models bench clean
+.PHONY: demo test lint models compare study bench clean
 
 # A half-finished installation leaves no mark, so that the next call begins it again.
 $(VENV)/installed: requirements.txt
@@ -43,9 +45,17 @@ models: $(VENV)/installed
 	$(PY) code/a3_vae_template.py --resume --seed 2
 	$(PY) code/a3_vae_template.py --resume --zdim 2
 	$(PY) code/a3_nf_template.py --resume
+	$(PY) code/a3_gan_template.py --resume
+	$(PY) code/a3_gan_template.py --resume --recipe template
+
+compare: $(VENV)/installed
+	$(PY) code/evaluate.py
+
+study: $(VENV)/installed
+	$(PY) code/study.py
 
 bench: $(VENV)/installed
 	$(PY) code/benchmark.py
 
 clean:
-	rm -rf $(VENV) checkpoints demo
+	rm -rf $(VENV) checkpoints demo study

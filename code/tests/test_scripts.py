@@ -170,7 +170,7 @@ def test_the_commands_of_the_readme_exist():
 def test_every_number_of_the_readme_is_that_of_its_results_file():
     """A number is followed by where it is from: 95.09<!-- vae-z20.val_elbo_nats -->."""
     text = (REPOSITORY / "README.md").read_text()
-    claims = re.findall(r"([\d.,]+)<!-- ([\w-]+)\.([\w.]+) -->", text)
+    claims = re.findall(r"(-?[\d.,]+)<!-- ([\w-]+)\.([\w.]+) -->", text)
     assert len(claims) >= 8
     for shown, file, keys in claims:
         value = json.loads((REPOSITORY / "report/results" / f"{file}.json").read_text())
@@ -179,7 +179,7 @@ def test_every_number_of_the_readme_is_that_of_its_results_file():
         decimals = len(shown.partition(".")[2])
         assert shown == f"{value:,.{decimals}f}", (file, keys, shown, value)
     for row in re.findall(r"^\|.*<!--.*\|$", text, re.MULTILINE):
-        bare = re.sub(r"[\d.,]+<!--.*?-->", "", row)
+        bare = re.sub(r"-?[\d.,]+<!--.*?-->", "", row)
         assert not re.search(r"\d+\.\d", bare), f"a number without its source: {bare}"
 
 
