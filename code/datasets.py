@@ -15,6 +15,7 @@ name the source and its hash.
 """
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
@@ -263,8 +264,11 @@ def _mnist_files(root: Path, download: bool):
     return images, labels, "MNIST, 8 bits a pixel"
 
 
+_package_digits = functools.cache(mnist_data)  # which parses a text file, for seconds
+
+
 def _sample_digits(root: Path, download: bool):
-    pixels, digits = mnist_data()
+    pixels, digits = _package_digits()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     sizes = [4000, 500, 500]
     images = torch.from_numpy(pixels.astype(np.uint8))[order].split(sizes)
