@@ -318,7 +318,7 @@ def save_loss_plot(history: Sequence[dict], filename: Path):
                 axis.plot([row[key] for row in history], label=name, **style)
             for level, name in levels:
                 axis.axhline(level, color="0.4", linewidth=0.6, linestyle=":")
-                axis.annotate(name, (0, level), fontsize=7, va="bottom")
+                axis.annotate(name, (len(history) - 1, level), fontsize=7, ha="right", va="bottom")
             axis.set_ylabel(label)
             figures.epochs(axis)
             axis.legend()
