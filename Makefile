@@ -40,7 +40,7 @@ lint: $(VENV)/installed
 
 # A run that is complete is only evaluated again; one that was stopped goes on.
 models: $(VENV)/installed
-	$(PY) code/a3_vae_template.py --resume
+	$(PY) code/a3_vae_template.py --resume --walks
 	$(PY) code/a3_vae_template.py --resume --seed 1
 	$(PY) code/a3_vae_template.py --resume --seed 2
 	$(PY) code/a3_vae_template.py --resume --zdim 2
