@@ -1,0 +1,319 @@
+"""Small experiments for the report's derivations, against answers that are known exactly.
+
+By the number of the question:
+
+    1.3   a simple map turns a Gaussian cloud into a ring
+    1.4   the naive Monte Carlo estimate of log p(x) needs exponentially many draws
+    1.5   KL divergences of Gaussians: closed form against sampling
+    1.11  the reparametrized gradient has far less variance than the score function's
+    3.3   a general log-determinant takes O(m^3), a coupling's O(m)
+    3.4   a density fitted to discrete values without noise has no upper bound
+
+    python report/demonstrations.py      # 12 s on one core: demo-*.pdf and demonstrations.json
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from a3_nf_template import Coupling, get_mask
+from datasets import REPOSITORY
+from figures import TRAIN, VAL, canvas
+from runs import commit, describe_device, generator, write_atomically
+
+SEED = 42
+HALF_WIDTH = {"width": 2.65, "height": 1.8}  # inches: two figures side by side
+LATENTS = 20  # most dimensions in the figures of 1.4 and 1.11, as in the VAE
+DRAWS = (100, 1000, 10_000, 100_000)
+POINTS = 60  # data points of which the error of 1.4 is averaged
+# s^2 of p(x|z) = N(z, s^2 I), such that x tells exactly 1 nat about each dimension of z.
+LIKELIHOOD_VARIANCE = 1 / (math.e**2 - 1)
+KL_EXAMPLES = {"zero": (0.0, 1.0), "small": (0.1, 1.1), "narrow": (10.0, 0.01),
+               "wide": (10.0, 100.0)}  # mean and variance of q
+KL_DRAWS = 1_000_000
+GRADIENT_DRAWS = 400_000
+SIZES = (98, 196, 392, 784, 1568, 3136)  # m of the determinants; 784 is MNIST
+BATCH = 1000  # images in one sum of the coupling's log scales
+VALUES = 8  # of the discrete variable of 3.4: uniform, 3 bits
+WIDTHS = 2.0 ** np.arange(1, -10.5, -0.5)  # of the bumps that are fitted to it
+
+
+# ---------------------------------------------------------------------------------------------
+# The experiments
+# ---------------------------------------------------------------------------------------------
+
+def log_normal(x: Tensor, mean: Tensor | float, variance: float) -> Tensor:
+    """Return log N(x; mean, variance) of every element, in nats."""
+    return -0.5 * ((x - mean) ** 2 / variance + math.log(2 * math.pi * variance))
+
+
+def ring(z: Tensor) -> Tensor:
+    """Return z / 10 + z / |z|, (N, 2): a ring from a cloud (the example of Doersch 2016)."""
+    return z / 10 + z / z.norm(dim=1, keepdim=True)
+
+
+def naive_errors(noise: torch.Generator) -> Tensor:
+    """Return log (1/L sum_l p(x|z_l)) - log p(x), z_l ~ p(z), where log p(x) is known.
+
+    The model is z ~ N(0, I_D), p(x|z) = N(z, s^2 I_D), so p(x) = N(0, (1 + s^2) I_D), and on
+    average KL(p(z|x) || p(z)) = D/2 log(1 + 1/s^2) = D nats. Smaller D and L use the first
+    dimensions and draws of the larger ones.
+
+    Returns:
+        (POINTS, len(DRAWS), LATENTS) nats, for D = 1, ..., LATENTS.
+    """
+    errors = torch.empty(POINTS, len(DRAWS), LATENTS, dtype=torch.float64)
+    for point in range(POINTS):
+        x = math.sqrt(1 + LIKELIHOOD_VARIANCE) * torch.randn(LATENTS, generator=noise).double()
+        exact = log_normal(x, 0.0, 1 + LIKELIHOOD_VARIANCE).cumsum(dim=0)  # (LATENTS,)
+        z = torch.randn(max(DRAWS), LATENTS, generator=noise).double()
+        log_p = log_normal(x, z, LIKELIHOOD_VARIANCE).cumsum(dim=1)  # (L, LATENTS)
+        for i, draws in enumerate(DRAWS):
+            errors[point, i] = log_p[:draws].logsumexp(dim=0) - math.log(draws) - exact
+    return errors
+
+
+def gaussian_kl(mean: float, variance: float) -> float:
+    """Return KL(N(mean, variance) || N(0, 1)) in nats.
+
+    It is (variance + mean^2 - 1 - log variance) / 2.
+    """
+    return 0.5 * (variance + mean**2 - 1 - math.log(variance))
+
+
+def sampled_kl(mean: float, variance: float, noise: torch.Generator) -> tuple[float, float]:
+    """Return the mean of log q(z) - log p(z) over z ~ q, and its standard error, in nats."""
+    z = mean + math.sqrt(variance) * torch.randn(KL_DRAWS, generator=noise).double()
+    ratio = log_normal(z, mean, variance) - log_normal(z, 0.0, 1.0)
+    return ratio.mean().item(), ratio.std().item() / math.sqrt(KL_DRAWS)
+
+
+def gradient_variances(noise: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the variance of two estimates of d/d mean_1 E_q[g(z)], for D = 1, ..., LATENTS.
+
+    g(z) = |z - x|^2 / (2 s^2), that is -log N(x; z, s^2 I) without its constant;
+    q = N(x, s^2 I), where the gradient is 0. With z = x + s eps the two estimates are
+
+        score function      g(z) (z_1 - x_1) / s^2 = |eps|^2 / 2 * eps_1 / s
+        reparametrization   dg/dz_1                = eps_1 / s
+
+    whose variances are (D + 2)(D + 4) / (4 s^2) and 1 / s^2.
+
+    Returns:
+        of the score function and of the reparametrization, each (LATENTS,), times s^2.
+    """
+    eps = torch.randn(GRADIENT_DRAWS, LATENTS, generator=noise).double()
+    score = 0.5 * (eps**2).cumsum(dim=1) * eps[:, :1]  # (draws, LATENTS), times s
+    return score.var(dim=0), eps[:, 0].var().expand(LATENTS)
+
+
+def jacobian_check(noise: torch.Generator) -> tuple[float, float]:
+    """Return a coupling's sum of s, and log |det J| of its Jacobian by autograd, in nats.
+
+    The coupling has m = 784 pixels, a small network and random weights, in float64.
+    """
+    coupling = Coupling(784, get_mask(), n_hidden=32).double()
+    for weight in coupling.parameters():
+        weight.data = 0.3 * torch.randn(weight.shape, generator=noise).double()
+    x = torch.randn(784, generator=noise).double()
+    start = torch.zeros(1, dtype=torch.float64)
+    jacobian = torch.func.jacrev(lambda x: coupling(x[None], start)[0][0])(x)
+    own = coupling(x[None], start)[1].item()
+    return own, torch.linalg.slogdet(jacobian).logabsdet.item()
+
+
+def milliseconds(work: Callable[[], object], turns: int = 9) -> float:
+    """Return the shortest of several times, which others on the machine disturb the least."""
+    times = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times)
+
+
+def determinant_times(noise: torch.Generator) -> tuple[list[float], list[float]]:
+    """Time log |det J| of a dense m x m matrix, and of a coupling: the sum of m/2 numbers.
+
+    Both are given what they need: the Jacobian there, the log scales of a batch here.
+
+    Returns:
+        milliseconds an image, for each of SIZES, of the matrix and of the sum.
+    """
+    dense, coupling = [], []
+    for m in SIZES:
+        jacobian = torch.randn(m, m, generator=noise)
+        log_scale = torch.randn(BATCH, m // 2, generator=noise)
+        dense.append(milliseconds(lambda matrix=jacobian: torch.linalg.slogdet(matrix)))
+        coupling.append(milliseconds(lambda s=log_scale: s.sum(dim=1), turns=50) / BATCH)
+    return dense, coupling
+
+
+def growth(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """Return the exponent a of time ~ size^a, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+
+
+def bits_of_bumps(width: float, with_noise: bool) -> float:
+    """Return -E[log2 p(y)] of y = x + u, x uniform on VALUES integers, in bits.
+
+    The density p(y) = 1/VALUES sum_k N(y; k + 1/2, width^2) has a bump at the centre of every
+    bin. It is what a flow in one dimension gives whose map is the standard normal quantile of
+    p's distribution function. The expectation over u is exact (u = 1/2, without noise) or by the
+    midpoint rule on [0, 1).
+    """
+    steps = 4096 if with_noise else 1
+    u = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    x = torch.arange(VALUES, dtype=torch.float64)
+    y = (x[:, None] + u).flatten()
+    log_p = log_normal(y[:, None], x + 0.5, width**2).logsumexp(dim=1) - math.log(VALUES)
+    return -log_p.mean().item() / math.log(2)
+
+
+# ---------------------------------------------------------------------------------------------
+# Figures and numbers
+# ---------------------------------------------------------------------------------------------
+
+def show_ring(folder: Path) -> None:
+    """Draw a Gaussian cloud and its image, the ring."""
+    z = torch.randn(600, 2, generator=generator(SEED, "ring"))
+    with canvas(folder / "demo-ring.pdf", columns=2, **HALF_WIDTH) as axes:
+        for axis, points, name in zip(axes, (z, ring(z)), ("z", "g(z)"), strict=True):
+            axis.plot(*points.T, ".", markersize=2, color=VAL["color"], markeredgewidth=0)
+            axis.set(xlabel=f"${name}_1$", ylabel=f"${name}_2$", aspect="equal")
+            limit = 1.05 * points.abs().max().item()
+            axis.set(xlim=(-limit, limit), ylim=(-limit, limit))
+
+
+def show_naive_estimate(folder: Path) -> dict:
+    """Draw and return the error of naive Monte Carlo against D, for several L."""
+    errors = naive_errors(generator(SEED, "naive estimate"))
+    sizes = errors.abs().mean(dim=0)  # (len(DRAWS), LATENTS)
+    dims = range(1, LATENTS + 1)
+    with canvas(folder / "demo-naive-estimate.pdf", **HALF_WIDTH) as axis:
+        for i, (draws, size) in enumerate(zip(DRAWS, sizes, strict=True)):
+            axis.plot(dims, size, color=plt_blue(i), linestyle=("-", "--", "-.", ":")[i],
+                      linewidth=1.2, label=f"$L=10^{round(math.log10(draws))}$")
+        axis.set(xlabel="latent dimensions $D$", ylabel="mean |error| [nats]", ylim=(0, None))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+    return {
+        "points": POINTS,
+        "likelihood_variance": LIKELIHOOD_VARIANCE,
+        "mean_abs_error_nats": {f"d{d}_l{draws}": sizes[i, d - 1].item()
+                                for i, draws in enumerate(DRAWS) for d in (1, 2, 5, 10, 20)},
+        "mean_error_nats": {f"d{d}_l{draws}": errors[:, i, d - 1].mean().item()
+                            for i, draws in enumerate(DRAWS) for d in (1, 2, 5, 10, 20)},
+        "dimensions_within_1_nat": {f"l{draws}": int((sizes[i] < 1).cumprod(dim=0).sum())
+                                    for i, draws in enumerate(DRAWS)}}
+
+
+def plt_blue(i: int) -> tuple[float, float, float]:
+    """Return the i-th of four blues, from light to dark."""
+    share = 0.25 + 0.25 * i
+    return 0.75 * (1 - share), 0.85 - 0.55 * share, 0.95 - 0.4 * share
+
+
+def compare_kl() -> dict:
+    """Return the examples' divergences in closed form and by sampling."""
+    noise, rows = generator(SEED, "kl"), {}
+    for name, (mean, variance) in KL_EXAMPLES.items():
+        sampled, error = sampled_kl(mean, variance, noise)
+        rows[name] = {"mean": mean, "variance": variance, "kl_nats": gaussian_kl(mean, variance),
+                      "sampled_kl_nats": sampled, "sampled_kl_error_nats": error}
+    return {"draws": KL_DRAWS, **rows}
+
+
+def show_gradients(folder: Path) -> dict:
+    """Draw and return both variances, and their ratio beside the exact one."""
+    score, reparametrized = gradient_variances(generator(SEED, "gradient"))
+    dims = np.arange(1, LATENTS + 1)
+    exact = (dims + 2) * (dims + 4) / 4
+    with canvas(folder / "demo-gradient.pdf", **HALF_WIDTH) as axis:
+        axis.semilogy(dims, exact, label="score function", **TRAIN)
+        axis.semilogy(dims, np.ones(LATENTS), label="reparametrized", **VAL)
+        axis.semilogy(dims, score, "o", markersize=2.5, color=TRAIN["color"])
+        axis.semilogy(dims, reparametrized, "o", markersize=2.5, color=VAL["color"])
+        axis.set(xlabel="latent dimensions $D$", ylabel="variance $\\times\\ s^2$")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(loc="center right")
+    ratio = score / reparametrized
+    return {"draws": GRADIENT_DRAWS,
+            "ratio": {f"d{d}": ratio[d - 1].item() for d in (1, 2, 5, 10, 20)},
+            "exact_ratio": {f"d{d}": float(exact[d - 1]) for d in (1, 2, 5, 10, 20)}}
+
+
+def show_determinants(folder: Path) -> dict:
+    """Draw and return the times, and the check of the coupling's log-determinant."""
+    noise = generator(SEED, "determinant")
+    dense, coupling = determinant_times(noise)
+    own, of_autograd = jacobian_check(noise)
+    with canvas(folder / "demo-determinant.pdf", **HALF_WIDTH) as axis:
+        axis.loglog(SIZES, dense, label="dense $m \\times m$", marker="o", markersize=2.5, **TRAIN)
+        axis.loglog(SIZES, coupling, label="coupling", marker="o", markersize=2.5, **VAL)
+        axis.set(xlabel="dimensions $m$", ylabel="time per image [ms]")
+        axis.set_xticks(SIZES, [str(m) for m in SIZES])
+        axis.minorticks_off()
+        axis.legend()
+    return {"dense_ms": {f"m{m}": ms for m, ms in zip(SIZES, dense, strict=True)},
+            "coupling_ns": {f"m{m}": 1e6 * ms for m, ms in zip(SIZES, coupling, strict=True)},
+            "dense_exponent": growth(SIZES[-3:], dense[-3:]),
+            "coupling_exponent": growth(SIZES[-3:], coupling[-3:]),
+            "coupling_log_det_nats": own,
+            "jacobian_log_det_nats": of_autograd,
+            "agreeing_decimals": math.floor(-math.log10(max(abs(own - of_autograd), 1e-15)))}
+
+
+def show_discrete_density(folder: Path) -> dict:
+    """Draw and return the bits of a discrete variable, fitted with and without noise."""
+    bare, noisy = ([bits_of_bumps(float(width), with_noise) for width in WIDTHS]
+                   for with_noise in (False, True))
+    entropy = math.log2(VALUES)
+    with canvas(folder / "demo-discrete-density.pdf", **HALF_WIDTH) as axis:
+        axis.semilogx(WIDTHS, bare, label="without noise", **TRAIN)
+        axis.semilogx(WIDTHS, noisy, label="with uniform noise", **VAL)
+        axis.axhline(entropy, color="0.4", linewidth=0.6, linestyle=":")
+        axis.annotate("entropy of $x$", (WIDTHS[-1], entropy), fontsize=7, va="bottom",
+                      ha="right")
+        axis.set(xlabel="width of the bumps", ylabel="$-\\log_2 p$ [bits]",
+                 ylim=(min(bare) - 1, 14), xlim=(WIDTHS[0], WIDTHS[-1]))
+        axis.legend(loc="lower left")
+    return {"values": VALUES, "entropy_bits": entropy,
+            "narrowest_width": float(WIDTHS[-1]),
+            "narrowest_bits_without_noise": bare[-1],
+            "gain_of_halving_bits": bare[-3] - bare[-1],
+            "best_bits_with_noise": min(noisy),
+            "best_width_with_noise": float(WIDTHS[int(np.argmin(noisy))])}
+
+
+def main() -> dict:
+    """Run all experiments; write figures and numbers, and return the numbers."""
+    torch.set_num_threads(1)
+    folder = REPOSITORY / "report"
+    show_ring(folder / "figures")
+    results = {
+        "naive_estimate": show_naive_estimate(folder / "figures"),
+        "kl": compare_kl(),
+        "gradient": show_gradients(folder / "figures"),
+        "determinant": show_determinants(folder / "figures"),
+        "discrete_density": show_discrete_density(folder / "figures"),
+        "seed": SEED, "device": describe_device("cpu"), "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    write_atomically(folder / "results" / "demonstrations.json",
+                     (json.dumps(results, indent=2) + "\n").encode())
+    print(f"done: {folder / 'results' / 'demonstrations.json'}, figures in {folder / 'figures'}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
