@@ -1,5 +1,5 @@
 # make demo    install, then train every model for a few epochs into demo/     (3 min on 2 cores)
-# make test    install, then run the tests                                   (2.5 min on 2 cores)
+# make test    install, then run the tests                                   (1.5 min on 2 cores)
 # make models  the full runs of the three models                               (80 min on 2 cores)
 # make compare the three compared, after their runs                            (15 min on 2 cores)
 # make study   the VAE in all its variants                                     (60 min on 2 cores)
