@@ -1,6 +1,5 @@
 """Objectives, likelihoods and flows of the VAE: identities with the plain ELBO, closed forms."""
 
-import math
 
 import pytest
 import torch
