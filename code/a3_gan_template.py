@@ -88,7 +88,7 @@ def health(d_loss: Tensor, g_loss: Tensor, real_a: Tensor, fake_a: Tensor, after
     """Return the numbers of HEALTH for a batch, summed over its images.
 
     Both losses, the means of D(x) and of D(G(z)) before and after D's own step, and the share of
-    the images, real and generated, that D tells right.
+    the images, real and generated, that D tells right by the sign of its logit.
     """
     right = 0.5 * ((real_a > 0).float() + (fake_a < 0).float())
     outputs = [a.sigmoid().mean() for a in (real_a, fake_a, after_a)]
@@ -307,8 +307,8 @@ def sampler(parts: dict, seed: int) -> Generator:
 # Figures
 # ---------------------------------------------------------------------------------------------
 
-def save_loss_plot(history: Sequence[dict], filename: Path):
-    """Plot losses and D's outputs of each epoch, with their values where p_g = p_data."""
+def save_loss_plot(history: Sequence[dict], loss: str, filename: Path):
+    """Plot losses and D's outputs; of the default loss with their values where p_g = p_data."""
     panels = [(("d_loss", "$L_D$"), ("g_loss", "$L_G$"), "loss [nats]"),
               (("d_real", "$D(x)$"), ("d_fake", "$D(G(z))$"), "mean output of $D$")]
     references = [((math.log(4), "log 4"), (math.log(2), "log 2")), ((0.5, "1/2"),)]
@@ -316,7 +316,7 @@ def save_loss_plot(history: Sequence[dict], filename: Path):
         for axis, (*curves, label), levels in zip(axes, panels, references, strict=True):
             for (key, name), style in zip(curves, (figures.VAL, figures.TRAIN), strict=True):
                 axis.plot([row[key] for row in history], label=name, **style)
-            for level, name in levels:
+            for level, name in levels if loss == "nonsaturating" else ():
                 axis.axhline(level, color="0.4", linewidth=0.6, linestyle=":")
                 axis.annotate(name, (len(history) - 1, level), fontsize=7, ha="right", va="bottom")
             axis.set_ylabel(label)
@@ -326,7 +326,7 @@ def save_loss_plot(history: Sequence[dict], filename: Path):
 
 def save_training_figures(run: Run):
     """Draw the curves and, for the moments that were reached, samples."""
-    save_loss_plot(run.history, run.figure("losses.pdf"))
+    save_loss_plot(run.history, run.args.loss, run.figure("losses.pdf"))
     moments = [run.snapshots[epoch] for epoch in sorted(run.snapshots)]
     for name, moment in run.named_moments():
         figures.save_png(figures.tile(moment["samples"], 5), run.figure(f"samples-{name}.png"))

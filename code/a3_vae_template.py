@@ -338,7 +338,7 @@ def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PR
 
 @torch.no_grad()
 def check_codes(model: VAE, data: Split, kl: float, entropy: float) -> Health:
-    """Look for posterior collapse and information overload in the codes of some images."""
+    """Look for collapse and overload in the codes of some images; of a flow, before it."""
     x = data.images[:EXAMINED_IMAGES].float() * data.scale
     mean, log_std, _ = model.encoder.posterior(x)
     eps = torch.randn(mean.shape, generator=generator(0, "monitors")).to(x.device)

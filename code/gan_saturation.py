@@ -1,7 +1,7 @@
 """Question 2.4 as an experiment: which loss still teaches G when D rejects its images?
 
-G stays as it was initialised while D learns (Arjovsky & Bottou 2017, figure 2). After each of D's
-updates, the norm of the gradient that G would get is measured for both losses.
+G stays as it was initialised while D learns (after Arjovsky & Bottou 2017, section 2). After each
+of D's updates, the norm of the gradient that G would get is measured for both losses.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def saturation(generator: nn.Module, discriminator: nn.Module, optimizer_D: torc
     """Train D alone, and measure what G would learn from it.
 
     Args:
-        generator: z (B, latent_dim) to images (B, 784); is not changed.
+        generator: z (B, latent_dim) to images (B, 784); its weights stay.
         discriminator: with ``logits``, images (B, 784) to (B, 1).
         batches: real images, (B, 784) in [-1, 1]; D makes one update with each.
 

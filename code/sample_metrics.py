@@ -69,7 +69,7 @@ def share_inside(points: Tensor, centres: Tensor, radius: Tensor) -> float:
 
 
 def precision_recall(sampled: Tensor, real: Tensor) -> tuple[float, float]:
-    """Return improved precision and recall (Kynkaanniemi et al. 2019, eq. 1-3).
+    """Return improved precision and recall (Kynkaanniemi et al. 2019, section 3).
 
     Precision is the share of samples within the real images' manifold, the union of balls that
     reach to their third neighbour; recall is the share of real images within the samples'.
