@@ -1,4 +1,4 @@
-# make demo    install, then train every model for a few epochs into demo/     (3 min on 2 cores)
+# make demo    install, then train every model for a few epochs into demo/     (4 min on 2 cores)
 # make test    install, then run the tests                                   (1.5 min on 2 cores)
 # make models  the full runs of the three models                               (80 min on 2 cores)
 # make compare the three compared, after their runs                            (15 min on 2 cores)
