@@ -16,8 +16,8 @@ estimated with one z = mean + std * eps per image (their eq. 7 and 10). All valu
                        are z itself unless --posterior flow or --prior flow is asked for
     logits  (B, 784)   of the Bernoulli means p(x_m = 1 | z) = sigmoid(logits_m)
 
-    python code/a3_vae_template.py              # 2.5 min on 2 cores: validation -ELBO 96 nats
-    python code/a3_vae_template.py --zdim 2     # 2.5 min on 2 cores: 139 nats, the manifold
+    python code/a3_vae_template.py              # 3 min on 2 cores: validation -ELBO 95 nats
+    python code/a3_vae_template.py --zdim 2     # 3 min on 2 cores: 138 nats, the manifold
 """
 
 from collections.abc import Sequence

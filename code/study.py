@@ -31,7 +31,7 @@ CASES = {
     "flow prior": ["--prior", "flow"],
     "IWAE 50": ["--objective", "iwae", "--importance_samples", "50", "--precision", "auto"],
     "Gaussian likelihood": ["--likelihood", "gaussian"],
-    # The failures, provoked; free bits cure the first, the ELBO the second.
+    # The failures, provoked.
     "collapse: beta 100": ["--objective", "beta", "--beta", "100"],
     "overload: UAE": ["--objective", "uae"],
 }

@@ -109,5 +109,6 @@ def save_walks(run: Run, model: nn.Module, test) -> dict:
         print(f"the walks are left out, they need labels: {error}")
         return {}
     with torch.no_grad():
-        kls = model.terms(images, torch.zeros(len(images), model.z_dim)).kls.mean(dim=0)
+        eps = torch.zeros(len(images), model.z_dim, device=images.device)
+        kls = model.terms(images, eps).kls.mean(dim=0)
     return draw_walks(model, images, labels, kls, generator(run.args.seed, "walks"), run.figure)
