@@ -10,11 +10,9 @@ timed in turns in one process, so that a change of the machine's speed meets bot
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 
 import torch
 from torch import nn
@@ -24,7 +22,7 @@ import a3_nf_template as nf
 import a3_vae_template as vae
 from cli import device_name, exit_with, positive_int
 from datasets import REPOSITORY, Split, bmnist, mnist
-from runs import commit, describe_device, multiplies_bfloat16, write_atomically
+from runs import multiplies_bfloat16, write_record
 
 
 def matrix_products(model: nn.Module, data_layers: set[nn.Module], batch: int,
@@ -148,17 +146,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     rows = {"vae": time_vae, "nf": time_nf, "gan": time_gan}
     if multiplies_bfloat16(args.device):
         rows["nf_bfloat16"] = lambda args: time_nf(args, "bfloat16")
-    results: dict = {"device": describe_device(args.device), "torch": str(torch.__version__),
-                     "commit": commit(),
-                     "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    results: dict = {}
     for name, measure in rows.items():
         row = results[name] = measure(args)
         print(f"{name}: {row['epoch_seconds']:.2f} s for {row['images']:,} images, "
               f"{row['floor_seconds']:.2f} s for the matrix products alone, "
               f"ratio {row['ratio']:.2f} ({row['precision']})", flush=True)
-    write_atomically(REPOSITORY / "report" / "results" / "benchmark.json",
-                     (json.dumps(results, indent=2) + "\n").encode())
-    return results
+    return write_record(REPOSITORY / "report" / "results" / "benchmark.json", args.device,
+                        **results)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ is what real images score that neither the models nor the classifier were traine
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -34,12 +32,11 @@ from digit_classifier import CLEAR, classify, features, trained_classifier
 from importance import Estimate, importance_sampled_nll
 from latents import slerp
 from runs import (
-    commit,
     describe_device,
     finished_run,
     generator,
     progress,
-    write_atomically,
+    write_record,
 )
 
 NAMES = {"vae": "VAE", "gan": "GAN", "nf": "flow"}
@@ -372,13 +369,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     table["vae"].update(vae_likelihood(models["vae"].network, binary_test, args))
     table["nf"].update(nf_likelihood(models["nf"].network, test, args))
     keys = sorted({key for row in table.values() for key in row})
-    results = {name: {key: row.get(key) for key in keys} for name, row in table.items()}
-    results |= {**facts, "seed": args.seed, "samples": args.samples, "repeats": args.repeats,
-                "device": describe_device(args.device), "commit": commit(),
-                "runs": {name: getattr(args, name) for name in models},
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    write_atomically(out / "results" / "comparison.json",
-                     (json.dumps(results, indent=2) + "\n").encode())
+    rows = {name: {key: row.get(key) for key in keys} for name, row in table.items()}
+    results = write_record(
+        out / "results" / "comparison.json", args.device, **rows, **facts, seed=args.seed,
+        samples=args.samples, repeats=args.repeats,
+        runs={name: getattr(args, name) for name in models})
     print(f"done: {out / 'results' / 'comparison.json'}, figures in {out / 'figures'}")
     return results
 

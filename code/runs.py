@@ -383,6 +383,18 @@ def commit() -> str:
     return head + ("-dirty" if changed else "")
 
 
+def write_record(path: Path, device: str, **numbers) -> dict:
+    """Write numbers that are not of one training run as JSON, with where they are from.
+
+    Returns:
+        what the file holds.
+    """
+    record = {**numbers, "device": describe_device(device), "torch": str(torch.__version__),
+              "commit": commit(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    return record
+
+
 def _make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)

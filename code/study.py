@@ -7,16 +7,14 @@ that is complete is only evaluated again. Likelihoods are of the model, whatever
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 import a3_vae_template as vae
 import figures
 from cli import device_name, exit_with, positive_int
 from datasets import REPOSITORY
-from runs import commit, describe_device, write_atomically
+from runs import write_record
 
 CASES = {
     "ELBO": [],
@@ -98,11 +96,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     rows = [run_case(name, args) for name in args.cases]
     report = (args.out or REPOSITORY / "report")
     save_plane(rows, report / "figures" / "study-plane.pdf")
-    results = {"rows": rows, "epochs": args.epochs, "device": describe_device(args.device),
-               "commit": commit(),
-               "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    write_atomically(report / "results" / "study.json",
-                     (json.dumps(results, indent=2) + "\n").encode())
+    results = write_record(report / "results" / "study.json", args.device, rows=rows,
+                           epochs=args.epochs)
     columns = ("test_elbo_nats", "test_nll_nats", "reconstruction_nats", "kl_nats")
     print(f"\n{'case':26}{'-ELBO':>9}{'NLL':>9}{'L':>9}{'KL':>9}  units  verdict")
     for row in rows:

@@ -12,12 +12,10 @@ By the number of the question:
     python report/demonstrations.py      # 12 s on one core: demo-*.pdf and demonstrations.json
 """
 
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
@@ -29,7 +27,7 @@ from torch import Tensor
 from a3_nf_template import Coupling, get_mask
 from datasets import REPOSITORY
 from figures import TRAIN, VAL, canvas
-from runs import commit, describe_device, generator, write_atomically
+from runs import generator, write_record
 
 SEED = 42
 HALF_WIDTH = {"width": 2.65, "height": 1.8}  # inches: two figures side by side
@@ -301,16 +299,13 @@ def main() -> dict:
     torch.set_num_threads(1)
     folder = REPOSITORY / "report"
     show_ring(folder / "figures")
-    results = {
+    results = write_record(folder / "results" / "demonstrations.json", "cpu", **{
         "naive_estimate": show_naive_estimate(folder / "figures"),
         "kl": compare_kl(),
         "gradient": show_gradients(folder / "figures"),
         "determinant": show_determinants(folder / "figures"),
         "discrete_density": show_discrete_density(folder / "figures"),
-        "seed": SEED, "device": describe_device("cpu"), "commit": commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    write_atomically(folder / "results" / "demonstrations.json",
-                     (json.dumps(results, indent=2) + "\n").encode())
+        "seed": SEED})
     print(f"done: {folder / 'results' / 'demonstrations.json'}, figures in {folder / 'figures'}")
     return results
 
