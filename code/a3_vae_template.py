@@ -20,6 +20,7 @@ estimated with one z = mean + std * eps per image (their eq. 7 and 10). All valu
     python code/a3_vae_template.py --zdim 2     # 3 min on 2 cores: 138 nats, the manifold
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -54,10 +55,12 @@ from vae_options import (
 
 EPOCHS = 40
 NLL_CHUNK = 20  # importance samples of a batch at once
+LOG_2PI = math.log(2 * math.pi)
 FULL_PRECISION = nullcontext()  # in place of run.autocast()
 INPUT_DROPOUT = 0.2  # of the encoder
 FLOW_COUPLINGS = 4  # of --posterior flow and of --prior flow
-EXAMINED_IMAGES = 2000  # of val, for the monitors after each epoch
+EXAMINED_IMAGES = 2000  # for the monitors, after each epoch
+EXAMINED_CODES = 200  # of these, for the mutual information
 
 
 def parse_args(argv: Sequence[str] | None = None):
@@ -246,6 +249,14 @@ class VAE(nn.Module):
         reconstruction, kl = self.elbo_terms(x)
         return (reconstruction + kl).mean()
 
+    def log_posterior(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return log q(z_i|x_j) of all pairs, (M, B) nats; z (M, D) codes, x (B, 784) pixels."""
+        mean, log_std, features = self.encoder.posterior(x)
+        z = z[:, None].expand(-1, len(x), -1)
+        z_0, ldj = self.posterior.inverse(z, features)
+        eps = (z_0 - mean) * torch.exp(-log_std)
+        return ldj - (0.5 * eps**2 + log_std + 0.5 * LOG_2PI).sum(dim=-1)
+
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
         """Return the codes u, (B, D), at the middle of q(z|x), of pixels x (B, 784)."""
@@ -338,11 +349,13 @@ def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PR
 
 @torch.no_grad()
 def check_codes(model: VAE, data: Split, kl: float, entropy: float) -> Health:
-    """Look for collapse and overload in the codes of some images; of a flow, before it."""
+    """Look for collapse and overload in the codes of some images."""
     x = data.images[:EXAMINED_IMAGES].float() * data.scale
-    mean, log_std, _ = model.encoder.posterior(x)
+    mean, log_std, features = model.encoder.posterior(x)
     eps = torch.randn(mean.shape, generator=generator(0, "monitors")).to(x.device)
-    return examine(mean + log_std.exp() * eps, mean, log_std, kl, entropy)
+    z = model.terms(x, eps).z[:EXAMINED_CODES]
+    log_q = torch.cat([model.log_posterior(rows, x) for rows in z.split(20)])
+    return examine(model.posterior(mean, features)[0], log_std, log_q, kl, entropy)
 
 
 # ---------------------------------------------------------------------------------------------

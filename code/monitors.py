@@ -14,7 +14,6 @@ from torch import Tensor
 ACTIVE_VARIANCE = 0.01  # of the posterior mean, in an active unit (Burda et al. 2016, section 5.2)
 COLLAPSED_KL_NATS = 0.1
 OVERLOADED_STD = 1e-3
-ROWS = 500  # of a matrix of densities at once
 COLLAPSE, OVERLOAD, HEALTHY = "posterior collapse", "information overload", "healthy"
 REMEDIES = {
     COLLAPSE: "the code says nothing about the image; try --objective free_bits, or --objective "
@@ -50,36 +49,18 @@ def active_units(mean: Tensor) -> int:
     return int((mean.var(dim=0) > ACTIVE_VARIANCE).sum())
 
 
-def log_density(z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Return log N(z_i; mean_j, diag(std_j^2)) for all pairs, (M, N) nats.
-
-    The square is taken apart, so that all pairs cost three matrix products.
-
-    Args:
-        z: (M, D) float64; so are mean and log_std, (N, D).
-    """
-    precision = torch.exp(-2 * log_std)
-    distance = (z**2 @ precision.T - 2 * z @ (mean * precision).T
-                + (mean**2 * precision).sum(dim=1))
-    return -0.5 * (distance + (2 * log_std + math.log(2 * math.pi)).sum(dim=1))
-
-
-def mutual_information(z: Tensor, mean: Tensor, log_std: Tensor) -> float:
+def mutual_information(log_q: Tensor) -> float:
     """Return I(x; z) = E[log q(z|x) - log q(z)] of N images under q, in nats.
 
     q(z) = 1/N sum_n q(z|x_n) is the aggregate posterior, and so I is the KL less KL(q(z) || p(z))
     (Hoffman & Johnson 2016, "ELBO surgery", eq. 4); it cannot exceed log N.
 
     Args:
-        z: (N, D), one draw of each q(z|x_n).
-        mean, log_std: (N, D) of q.
+        log_q: (M, N) nats, log q(z_i|x_j) of codes z_i ~ q(z|x_i) of the first M of the images.
     """
-    z, mean, log_std = z.double(), mean.double(), log_std.double()
-    gains = []
-    for start in range(0, len(z), ROWS):
-        log_q = log_density(z[start:start + ROWS], mean, log_std)  # (rows, N)
-        gains.append(log_q.diagonal(start) - log_q.logsumexp(dim=1) + math.log(len(z)))
-    return torch.cat(gains).mean().item()
+    log_q = log_q.double()
+    log_aggregate = log_q.logsumexp(dim=1) - math.log(log_q.shape[1])
+    return (log_q.diagonal() - log_aggregate).mean().item()
 
 
 def pixel_entropy(images: Tensor) -> float:
@@ -111,15 +92,16 @@ def verdict(kl: float, active: int, smallest_std: float, entropy: float) -> str:
     return HEALTHY
 
 
-def examine(z: Tensor, mean: Tensor, log_std: Tensor, kl: float, entropy: float) -> Health:
-    """Examine the Gaussian posteriors of a set of images.
+def examine(mean: Tensor, log_std: Tensor, log_q: Tensor, kl: float, entropy: float) -> Health:
+    """Examine the posteriors of a set of images.
 
     Args:
-        z: (N, D), one draw of each.
-        mean, log_std: (N, D).
-        kl: mean KL of the whole posterior from the prior, nats.
+        mean: (N, D), the middle of each posterior.
+        log_std: (N, D), of a flow, before it.
+        log_q: (M, N), see ``mutual_information``.
+        kl: mean KL of the posterior from the prior, nats.
         entropy: of the images, see ``pixel_entropy``.
     """
     active, smallest = active_units(mean), log_std.min().exp().item()
-    return Health(active, mutual_information(z, mean, log_std), smallest,
+    return Health(active, mutual_information(log_q), smallest,
                   verdict(kl, active, smallest, entropy))

@@ -29,8 +29,10 @@ CASES = {
     "flow prior": ["--prior", "flow"],
     "IWAE 50": ["--objective", "iwae", "--importance_samples", "50", "--precision", "auto"],
     "Gaussian likelihood": ["--likelihood", "gaussian"],
-    # The failures, provoked.
+    # The failures, provoked; the second case cures the first, and the ELBO the third.
     "collapse: beta 100": ["--objective", "beta", "--beta", "100"],
+    "cure: beta 100, free bits 8": ["--objective", "free_bits", "--beta", "100",
+                                    "--free_bits", "8"],
     "overload: UAE": ["--objective", "uae"],
 }
 KEYS = {"test_elbo_nats": "test_elbo_nats", "test_nll_nats": "test_nll_nats",

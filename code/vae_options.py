@@ -15,9 +15,9 @@ from torch import Tensor
 from cli import non_negative_float, positive_int
 
 Objective = Callable[..., tuple[Tensor, Tensor, Tensor]]
-# Each objective with the flags that only it reads.
+# Each objective with the flags that not all of them read.
 OBJECTIVES = {"elbo": (), "beta": ("beta", "beta_warmup"),
-              "free_bits": ("free_bits", "per_dimension"), "uae": (),
+              "free_bits": ("free_bits", "per_dimension", "beta"), "uae": (),
               "iwae": ("importance_samples",)}
 
 
@@ -57,16 +57,16 @@ def beta_elbo(beta: float) -> Objective:
     return objective
 
 
-def free_bits(nats: float) -> Objective:
-    """Return L + max(KL - nats, 0): so much of the KL is free, in each image (section 4.3)."""
+def free_bits(nats: float, beta: float = 1.0) -> Objective:
+    """Return L + beta max(KL - nats, 0): so much is free, in each image (section 4.3)."""
     def objective(model, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         reconstruction, kl = model.elbo_terms(x)
-        return reconstruction + (kl - nats).clamp(min=0), reconstruction, kl
+        return reconstruction + beta * (kl - nats).clamp(min=0), reconstruction, kl
     return objective
 
 
-def free_bits_per_dimension(nats: float) -> Objective:
-    """Return L + sum_d max(mean_B KL_d, nats) (Kingma et al. 2016, eq. 15).
+def free_bits_per_dimension(nats: float, beta: float = 1.0) -> Objective:
+    """Return L + beta sum_d max(mean_B KL_d, nats) (Kingma et al. 2016, eq. 15).
 
     The mean is over the batch, so that a dimension may be silent for some images.
     """
@@ -74,7 +74,8 @@ def free_bits_per_dimension(nats: float) -> Objective:
         terms = model.terms(x, noise(model, x))
         rest = terms.kl - terms.kls.sum(dim=1)  # 0 but for a flow
         bounded = terms.kls.mean(dim=0).clamp(min=nats).sum()
-        return terms.reconstruction + rest + bounded, terms.reconstruction, terms.kl
+        loss = terms.reconstruction + beta * (rest + bounded)
+        return loss, terms.reconstruction, terms.kl
     return objective
 
 
@@ -102,7 +103,8 @@ def objective_of(args: argparse.Namespace, epoch: int) -> Objective:
         warm = min(1.0, (epoch - 1) / args.beta_warmup) if args.beta_warmup else 1.0
         return beta_elbo(args.beta * warm)
     if args.objective == "free_bits":
-        return (free_bits_per_dimension if args.per_dimension else free_bits)(args.free_bits)
+        bounded = free_bits_per_dimension if args.per_dimension else free_bits
+        return bounded(args.free_bits, args.beta)
     return {"elbo": elbo, "uae": uae, "iwae": iwae(args.importance_samples)}[args.objective]
 
 
@@ -112,7 +114,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--likelihood", choices=("bernoulli", "gaussian"), default="bernoulli",
         help="of binary pixels, or of grey ones in [0, 1] with variance 1/2")
     add("--objective", choices=OBJECTIVES, default="elbo", help="what is minimised")
-    add("--beta", type=non_negative_float, default=1.0, help="weight of the KL (beta)")
+    add("--beta", type=non_negative_float, default=1.0, help="weight of the KL (beta, free_bits)")
     add("--beta_warmup", type=positive_int, default=None, metavar="EPOCHS",
         help="over which beta grows from 0 (beta)")
     add("--free_bits", type=non_negative_float, default=0.0, metavar="NATS",
@@ -129,9 +131,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse, in one line, a flag that the chosen objective would not read."""
-    for name, flags in OBJECTIVES.items():
-        for flag in flags:
-            if name != args.objective and getattr(args, flag) != parser.get_default(flag):
-                parser.error(f"'--{flag}' needs '--objective {name}', not {args.objective}")
+    for flag in sorted({flag for flags in OBJECTIVES.values() for flag in flags}):
+        readers = [name for name, flags in OBJECTIVES.items() if flag in flags]
+        if args.objective not in readers and getattr(args, flag) != parser.get_default(flag):
+            parser.error(f"'--{flag}' needs '--objective {' or '.join(readers)}', "
+                         f"not {args.objective}")
     if "flow" in (args.posterior, args.prior) and args.zdim < 2:
         parser.error(f"'--zdim {args.zdim}': a flow needs at least 2 dimensions")

@@ -56,11 +56,28 @@ def test_a_flow_of_no_layers_is_the_plain_vae_to_the_last_bit(monkeypatch):
     assert all(map(torch.equal, plain.terms(x, eps), flow.terms(x, eps)))
 
 
+@pytest.mark.parametrize("posterior", ["gaussian", "flow"])
+def test_the_posterior_of_all_pairs(posterior):
+    """Its diagonal is log p(z) + log p(x|z) less the log-weight; the rest is of other images."""
+    one, x = stirred(model(posterior=posterior)), pixels().double()
+    terms = one.terms(x, torch.randn(6, 4, dtype=torch.float64))
+    pairs = one.log_posterior(terms.z[:3], x)
+    log_prior = Independent(Normal(torch.zeros(4), torch.ones(4)), 1).log_prob(terms.z)
+    of_own = log_prior - terms.reconstruction - terms.log_weight
+    assert torch.allclose(pairs.diagonal(), of_own[:3])
+    assert torch.allclose(pairs[:, 1], one.log_posterior(terms.z[:3], x[1:2])[:, 0])
+    if posterior == "gaussian":
+        q = Independent(Normal(*one.encoder(x)), 1)
+        assert torch.allclose(pairs, q.log_prob(terms.z[:3, None]))
+
+
 def test_what_is_trained_is_what_the_docstring_says_and_what_is_reported_is_the_elbo():
     one, x = model(), pixels()
     _, reconstruction, kl = losses(options.elbo, one, x)
     for objective, expected in ((options.beta_elbo(0.3), reconstruction + 0.3 * kl),
                                 (options.free_bits(0.1), reconstruction + (kl - 0.1).clamp(0)),
+                                (options.free_bits(0.1, 3.0),
+                                 reconstruction + 3 * (kl - 0.1).clamp(0)),
                                 (options.uae, reconstruction)):
         loss, *terms = losses(objective, one, x)
         assert torch.allclose(loss, expected)
@@ -182,7 +199,7 @@ def test_beta_warms_up_in_equal_steps(epoch, beta):
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["--beta", "2"], "'--beta' needs '--objective beta', not elbo"),
+    (["--beta", "2"], "'--beta' needs '--objective beta or free_bits', not elbo"),
     (["--objective", "uae", "--free_bits", "3"], "'--free_bits' needs '--objective free_bits'"),
     (["--beta", "-1"], "'-1' is not a number of at least 0"),
     (["--prior", "flow", "--zdim", "1"], "a flow needs at least 2 dimensions")])
