@@ -51,6 +51,7 @@ from vae_options import (
     elbo,
     gaussian_nll,
     objective_of,
+    shift_share,
 )
 
 EPOCHS = 40
@@ -366,7 +367,7 @@ def load(args) -> tuple[Split, Split, Split]:
     """Return train, val and test: binary images, or grey ones in [0, 1] for the Gaussian."""
     splits = (bmnist if args.likelihood == "bernoulli" else mnist)(
         args.data_root, args.batch_size, dataset=args.dataset, device=args.device,
-        seed=args.seed, limit=args.limit)
+        seed=args.seed, limit=args.limit, shift=args.shift or 0)
     for split in splits:
         split.scale = 1.0 if args.likelihood == "bernoulli" else 1 / 255
     return splits
@@ -388,6 +389,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     with run.training():
         for epoch in run.epochs():  # epoch 0 evaluates the untrained model
+            train.shift_share = shift_share(epoch, args.epochs)
             train_elbo, val_elbo = run_epoch(
                 model, (train, val), optimizer if epoch else None, scheduler, run.autocast(),
                 objective_of(args, epoch))

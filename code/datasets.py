@@ -91,6 +91,7 @@ class Split:
 
     Attributes:
         scale: factor of the pixels in the batches, 1 unless it is set.
+        shift_share: share of the images that a pass moves, 1 unless it is set.
     """
 
     def __init__(self, images: Tensor, source: Source, labels: Tensor | None = None,
@@ -100,6 +101,7 @@ class Split:
         self.images, self.labels, self.source = images, labels, source
         self.batch_size, self.generator, self.scale = batch_size, generator, 1.0
         self.shifts = shift_table(shift).to(images.device) if shift else None
+        self.shift_share = 1.0
 
     def __len__(self) -> int:
         """Number of batches; the last may be short."""
@@ -115,7 +117,7 @@ class Split:
         for index in order.split(self.batch_size):
             batch = self.images[index]
             if self.shifts is not None:
-                batch = moved(batch, self.shifts, self.generator)
+                batch = moved(batch, self.shifts, self.generator, self.shift_share)
             yield batch.float() * self.scale
 
 
@@ -134,15 +136,19 @@ def shift_table(pixels: int, side: int = 28) -> Tensor:
     ])
 
 
-def moved(images: Tensor, moves: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def moved(images: Tensor, moves: Tensor, generator: torch.Generator | None = None,
+          share: float = 1.0) -> Tensor:
     """Return each image after one move, drawn at random.
 
     Args:
         images: (N, 784).
         moves: (M, 784) source indices, of ``shift_table``.
         generator: a CPU generator; None takes PyTorch's own.
+        share: probability of a move; the others stay where they are.
     """
     draw = torch.randint(len(moves), (len(images),), generator=generator)
+    if share < 1:
+        draw[torch.rand(len(images), generator=generator) >= share] = len(moves) // 2  # by 0, 0
     return images.gather(1, moves[draw.to(images.device)])
 
 
@@ -161,7 +167,7 @@ def binarize(images: Tensor, seed: int = BINARIZATION_SEED) -> Tensor:
 
 def bmnist(root: str | Path | None = None, batch_size: int = 128, download: bool = True, *,
            dataset: str = "auto", device: str | torch.device = "cpu", seed: int = 0,
-           limit: int | None = None) -> tuple[Split, Split, Split]:
+           limit: int | None = None, shift: int = 0) -> tuple[Split, Split, Split]:
     """Return train, val and test of binary MNIST, pixels in {0, 1}.
 
     Args:
@@ -170,6 +176,7 @@ def bmnist(root: str | Path | None = None, batch_size: int = 128, download: bool
         dataset: "auto", "bmnist", "mnist" or "sample"; "auto" takes the first that can be had.
         seed: of the order of the training images.
         limit: train on the first so many images only; val and test stay whole.
+        shift: see ``Split``; train only.
 
     Returns:
         50,000 / 10,000 / 10,000 images ("sample": 4,000 / 500 / 500).
@@ -180,7 +187,7 @@ def bmnist(root: str | Path | None = None, batch_size: int = 128, download: bool
     images, labels, source = _find(
         {"bmnist": _bmnist_files, "mnist": _mnist_drawn, "sample": _sample_drawn},
         dataset, root, download)
-    return _splits(images, labels, source, batch_size, device, seed, limit)
+    return _splits(images, labels, source, batch_size, device, seed, limit, shift)
 
 
 def mnist(root: str | Path | None = None, batch_size: int = 128, download: bool = True, *,
@@ -189,7 +196,7 @@ def mnist(root: str | Path | None = None, batch_size: int = 128, download: bool 
     """Return train, val and test of 8-bit MNIST, pixels in 0..255, with labels.
 
     The last 10,000 of MNIST's 60,000 training images are val. Arguments as for ``bmnist``
-    (whose source "bmnist" does not exist here), and ``shift``: see ``Split``; train only.
+    (whose source "bmnist" does not exist here).
     """
     images, labels, source = _find({"mnist": _mnist_files, "sample": _sample_digits},
                                    dataset, root, download)
@@ -218,7 +225,7 @@ def _find(loaders: dict, dataset: str, root: str | Path | None, download: bool):
                     "--dataset auto")
 
 
-def _splits(images, labels, source, batch_size, device, seed, limit, shift=0):
+def _splits(images, labels, source, batch_size, device, seed, limit, shift):
     """Make the three Splits; only the training split is shuffled, shifted or cut short."""
     shuffle = torch.Generator().manual_seed(seed)
     options = ({"generator": shuffle, "shift": shift}, {}, {})

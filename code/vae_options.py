@@ -15,6 +15,7 @@ from torch import Tensor
 from cli import non_negative_float, positive_int
 
 Objective = Callable[..., tuple[Tensor, Tensor, Tensor]]
+SHIFTED_EPOCHS = 0.8  # of all, with --shift
 # Each objective with the flags that not all of them read.
 OBJECTIVES = {"elbo": (), "beta": ("beta", "beta_warmup"),
               "free_bits": ("free_bits", "per_dimension", "beta"), "uae": (),
@@ -108,6 +109,15 @@ def objective_of(args: argparse.Namespace, epoch: int) -> Objective:
     return {"elbo": elbo, "uae": uae, "iwae": iwae(args.importance_samples)}[args.objective]
 
 
+def shift_share(epoch: int, epochs: int) -> float:
+    """Return the share of images to move: all in the first epoch, none in the last fifth.
+
+    Moved images are not of the distribution to be learned, but there are many more of them. What
+    was learned from them lasts, the wish to generate them does not.
+    """
+    return max(0.0, 1 - (epoch - 1) / (SHIFTED_EPOCHS * epochs))
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of likelihood, objective, posterior and prior."""
     add = parser.add_argument
@@ -127,6 +137,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="q(z|x): diagonal, or that and a flow conditioned on x")
     add("--prior", choices=("gaussian", "flow"), default="gaussian",
         help="p(z): standard normal, or what a flow makes of it")
+    add("--shift", type=positive_int, default=None, metavar="PIXELS",
+        help="move training images by so much at most, ever fewer of them")
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

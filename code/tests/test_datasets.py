@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datasets
-from datasets import DataError, Split, binarize, bmnist, mnist, shift_table
+from datasets import DataError, Split, binarize, bmnist, mnist, moved, shift_table
 
 REAL = Path(os.environ.get("A3_DATA", "no such folder"))
 ROWS = {"train": 5, "valid": 3, "test": 2}
@@ -170,6 +170,16 @@ def test_only_training_images_are_shifted():
     for one, other in zip(plain[1:], shifted[1:], strict=True):
         assert torch.equal(torch.cat(list(one)), torch.cat(list(other)))
     assert not torch.equal(torch.cat(list(plain[0])), torch.cat(list(shifted[0])))
+
+
+def test_a_share_of_the_images_is_shifted():
+    """As images are distinct pixels here, an image is moved if and only if it has changed."""
+    images = torch.arange(784).repeat(4000, 1)
+    for share, expected in ((1.0, 8 / 9), (0.5, 4 / 9), (0.0, 0.0)):
+        noise = torch.Generator().manual_seed(0)
+        out = moved(images, shift_table(1), noise, share)
+        changed = (out != images).any(dim=1).double().mean().item()
+        assert abs(changed - expected) < 0.03 and (share or changed == 0), (share, changed)
 
 
 def test_a_shift_without_a_generator_is_refused():

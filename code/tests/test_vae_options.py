@@ -219,3 +219,9 @@ def test_every_objective_trains_every_parameter():
         loss.mean().backward()
         assert torch.isfinite(loss).all()
         assert all(p.grad is not None for p in one.parameters()), argv
+
+
+def test_moved_images_become_fewer_and_end_before_the_training():
+    shares = [options.shift_share(epoch, 40) for epoch in range(1, 41)]
+    assert shares[0] == 1 and shares[16] == 0.5 and shares[31] > 0
+    assert shares[32:] == [0.0] * 8 and shares == sorted(shares, reverse=True)
