@@ -26,9 +26,12 @@ class Elbo(float):
         return elbo
 
 
-def save_elbo_plot(train_curve: Sequence[float], val_curve: Sequence[float], filename: Path
-                   ) -> None:
-    """Plot the negative ELBO of each epoch, from 0, the untrained model; if known, its terms."""
+def save_elbo_plot(train_curve: Sequence[float], val_curve: Sequence[float], filename: Path,
+                   binary: bool = True) -> None:
+    """Plot the negative ELBO of each epoch, from 0, the untrained model; if known, its terms.
+
+    Of binary pixels on a logarithmic axis, with the level at which every mean is 1/2.
+    """
     panels = [("$-$ELBO", float)]
     if isinstance(train_curve[0], Elbo):
         panels += [("reconstruction", lambda elbo: elbo.reconstruction),
@@ -38,11 +41,13 @@ def save_elbo_plot(train_curve: Sequence[float], val_curve: Sequence[float], fil
             train, val = list(map(term, train_curve)), list(map(term, val_curve))
             figures.train_and_val(axis, train, val, f"{label} [nats per image]",
                                   legend="lower right" if label == "KL" else "center right")
-            if label != "KL":
+            if binary and label != "KL":
                 figures.log_ticks(axis, [70, 100, 150, 200, 300, 500])
-        axes[0][0].axhline(784 * math.log(2), color="0.4", linewidth=0.6, linestyle=":")
-        axes[0][0].annotate("784 ln 2", (len(train_curve) - 1, 784 * math.log(2)), fontsize=7,
-                            ha="right", va="top", xytext=(0, -2), textcoords="offset points")
+        if binary:
+            level = 784 * math.log(2)
+            axes[0][0].axhline(level, color="0.4", linewidth=0.6, linestyle=":")
+            axes[0][0].annotate("784 ln 2", (len(train_curve) - 1, level), fontsize=7, ha="right",
+                                va="top", xytext=(0, -2), textcoords="offset points")
 
 
 def draw_moment(model: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -58,7 +63,7 @@ def save_training_figures(run: Run):
     """Draw the curves and, for the moments that were reached, samples and manifolds."""
     curves = [[Elbo(row[f"{split}_reconstruction_nats"], row[f"{split}_kl_nats"])
                for row in run.history] for split in ("train", "val")]
-    save_elbo_plot(*curves, run.figure("elbo.pdf"))
+    save_elbo_plot(*curves, run.figure("elbo.pdf"), run.args.likelihood == "bernoulli")
     moments = [run.snapshots[epoch] for epoch in sorted(run.snapshots)]
     for name, moment in run.named_moments():
         means, samples = (figures.tile(moment[key], 5) for key in ("means", "samples"))
