@@ -1,7 +1,8 @@
 """The study of objectives, posteriors and priors at 20 latent dimensions (Garcia 2019).
 
-Every case is a run of a3_vae_template.py with the flags below and nothing else changed; a case
-that is complete is only evaluated again. Likelihoods are of the model, whatever was trained.
+Every case is a run of a3_vae_template.py with --precision auto and the flags below, and nothing
+else changed; one that is complete is only evaluated again. Likelihoods are of the model, whatever
+was trained.
 Networks this small keep two cores busier with a case each than with one case on both.
 
     python code/study.py                # 60 min on 2 cores: report/results/study.json
@@ -35,7 +36,7 @@ CASES = {
                                   "--per_dimension"],
     "flow posterior": ["--posterior", "flow"],
     "flow prior": ["--prior", "flow"],
-    "IWAE 50": ["--objective", "iwae", "--importance_samples", "50", "--precision", "auto"],
+    "IWAE 50": ["--objective", "iwae", "--importance_samples", "50"],
     "Gaussian likelihood": ["--likelihood", "gaussian"],
     "shifts": ["--shift", "1"],
     "shifts, flow prior": ["--shift", "1", "--prior", "flow"],
@@ -78,7 +79,7 @@ def run_case(name: str, args: argparse.Namespace) -> dict:
     torch.set_num_threads(threads(args.jobs))
     runs = args.out or REPOSITORY / "study"
     flags = ["--epochs", str(args.epochs), "--device", args.device, "--dataset", args.dataset,
-             "--out", str(runs), "--resume", *CASES[name]]
+             "--out", str(runs), "--precision", "auto", "--resume", *CASES[name]]
     for flag in ("data_root", "limit"):
         if getattr(args, flag) is not None:
             flags += [f"--{flag}", str(getattr(args, flag))]
