@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+sys.path.pop(0)  # this folder: its numbers.py would hide the standard library's
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 
 import numpy as np

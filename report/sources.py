@@ -1,0 +1,127 @@
+r"""What the report is made of: its texts, the figures they include, the numbers they name.
+
+In the texts, \num[2]{nf.val_bits_per_dim} is that number of results/nf.json with two decimals; a
+dotted key goes into objects and lists (gan.snapshot_epochs.2). In a macro that is called by
+\each{study.rows}{\row}, a key may hold its argument (study.rows.#1.name), which stands for every
+entry that there is.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+REPORT = Path(__file__).resolve().parent
+COMMENT = re.compile(r"(?<!\\)%.*")
+OPTIONAL = re.compile(r"\\IfFileExists\{([^{}]*)\}\{\\input\{([^{}]*)\}\}\{\}")
+INPUT = re.compile(r"\\input\{([^{}]*)\}")
+FIGURE = re.compile(r"\\includegraphics(?:\[[^\]]*\])?\{([^{}]*)\}")
+NUM = re.compile(r"\\num(?:\[(\d*)\])?\{([^{}]*)\}")
+EACH = re.compile(r"\\each\{([^{}#]*)\}")
+
+
+class ReportError(Exception):
+    """The report cannot be made; the message is one line that says why."""
+
+
+class Number(NamedTuple):
+    """A number that the report names: its full key, with decimals as written, and its result."""
+
+    key: str
+    decimals: str
+    value: object
+    where: str
+
+
+def texts(report: Path, name: str = "report") -> dict[str, str]:
+    r"""Return the .tex files that LaTeX reads, from report.tex on, without their comments.
+
+    As LaTeX does, it skips what \IfFileExists guards if that file is not there.
+    """
+    file = report / f"{name}.tex"
+    text = OPTIONAL.sub(lambda guard: rf"\input{{{guard[2]}}}" if (report / guard[1]).exists()
+                        else "", COMMENT.sub("", file.read_text()))
+    found = {file.name: text}
+    for part in INPUT.findall(text):
+        if part != "numbers":
+            found |= texts(report, part)
+    return found
+
+
+def figures(report: Path) -> list[str]:
+    """Return the file names of the figures that the report includes."""
+    return [name for text in texts(report).values() for name in FIGURE.findall(text)]
+
+
+def results(report: Path, key: str) -> dict[str, object]:
+    """Return what "<file>.<key>" leads to in the results: one value, or one for each "#1".
+
+    Raises:
+        LookupError: it leads nowhere; the message names the file and the key.
+    """
+    file, *parts = key.split(".")
+    try:
+        found = {file: json.loads((report / "results" / f"{file}.json").read_text())}
+    except OSError:
+        raise LookupError(f"there is no 'results/{file}.json', where '{key}' is from") from None
+    try:
+        for part in parts:
+            if part == "#1":
+                found = {f"{path}.{name}": entry for path, value in found.items() for name, entry
+                         in (value.items() if isinstance(value, dict) else enumerate(value))}
+            else:
+                found = {f"{path}.{part}": value[int(part) if isinstance(value, list) else part]
+                         for path, value in found.items()}
+    except (LookupError, TypeError, ValueError):
+        raise LookupError(f"'results/{file}.json' has no '{'.'.join(parts)}'") from None
+    return found
+
+
+def numbers(report: Path) -> list[Number]:
+    """Return every number that the report names.
+
+    Raises:
+        ReportError: one has no result.
+    """
+    found = []
+    for name, text in texts(report).items():
+        for match in NUM.finditer(text):
+            where = f"report/{name}, line {text.count(chr(10), 0, match.start()) + 1}"
+            try:
+                found += [Number(key, match[1] or "", value, where)
+                          for key, value in results(report, match[2]).items()]
+            except LookupError as error:
+                raise ReportError(f"{where}: {error.args[0]}") from None
+    return found
+
+
+def loops(report: Path) -> dict[str, list[str]]:
+    r"""Return, for every list that the report goes through with \each, the names of its entries.
+
+    Raises:
+        ReportError: there is no such list.
+    """
+    try:
+        return {key: [path.split(".")[-1] for path in results(report, f"{key}.#1")]
+                for text in texts(report).values() for key in EACH.findall(text)}
+    except LookupError as error:
+        raise ReportError(error.args[0]) from None
+
+
+def fingerprint(report: Path) -> str:
+    """Return a hash of texts, style, references, numbers and figures: the PDF carries it.
+
+    Raises:
+        ReportError: a number or a figure is missing.
+    """
+    made_of = hashlib.sha256()
+    for number in numbers(report):
+        made_of.update(repr((number.key, number.decimals, number.value)).encode())
+    for file in [*(report / name for name in texts(report)), *sorted(report.glob("*.sty")),
+                 *sorted(report.glob("*.bib")),
+                 *(report / "figures" / name for name in figures(report))]:
+        if not file.exists():
+            raise ReportError(f"there is no 'report/figures/{file.name}', which the text includes")
+        made_of.update(file.read_bytes())
+    return made_of.hexdigest()
