@@ -60,6 +60,7 @@ LOG_2PI = math.log(2 * math.pi)
 FULL_PRECISION = nullcontext()  # in place of run.autocast()
 INPUT_DROPOUT = 0.2  # of the encoder
 FLOW_COUPLINGS = 4  # of --posterior flow and of --prior flow
+FLOW_MAX_NORM = 1000.0  # of the gradient, which is 30-60 but for rare explosions in a flow
 EXAMINED_IMAGES = 2000  # for the monitors, after each epoch
 EXAMINED_CODES = 200  # of these, for the mutual information
 
@@ -198,6 +199,7 @@ class VAE(nn.Module):
         couplings = {"gaussian": 0, "flow": FLOW_COUPLINGS}  # none: the identity
         self.posterior = CodeFlow(z_dim, couplings[posterior], hidden_dim)
         self.prior = CodeFlow(z_dim, couplings[prior])
+        self.has_flows = "flow" in (posterior, prior)
 
     def terms(self, x: Tensor, eps: Tensor) -> Terms:
         """Return what the codes z = F(mean + std * eps; x) of some eps, (..., B, D), say of x.
@@ -319,6 +321,8 @@ def epoch_iter(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_P
             if model.training:
                 optimizer.zero_grad()
                 loss.mean().backward()
+                if model.has_flows:
+                    nn.utils.clip_grad_norm_(model.parameters(), FLOW_MAX_NORM)
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HIDDEN = 128  # units of a coupling
-SCALE_LIMIT = 2.0  # of |log scale|, softly
+SCALE_LIMIT = 1.0  # of |log scale|, softly
 
 
 class CodeCoupling(nn.Module):
