@@ -45,3 +45,11 @@ def test_the_legend_names_the_last_values(tmp_path):
         figures.train_and_val(axis, [3.0, 1.25], [3.0, 2.5], "loss")
         labels = [text.get_text() for text in axis.get_legend().get_texts()]
     assert labels == ["train 1.250", "validation 2.500"]
+
+
+def test_labels_that_stand_on_one_another_are_moved_apart():
+    places = np.array([[0.5, 0.5], [0.5, 0.5], [0.52, 0.5], [0.1, 0.1]])
+    moved = figures.apart(places, 0.1)
+    gaps = np.linalg.norm(moved[:, None] - moved, axis=2)[np.triu_indices(4, 1)]
+    assert gaps.min() > 0.0999 and np.array_equal(moved[3], places[3])
+    assert np.allclose(moved.mean(axis=0), places.mean(axis=0))
