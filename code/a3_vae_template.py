@@ -34,7 +34,7 @@ from cli import exit_with, flags, positive_int, run_name
 from datasets import Split, bmnist, mnist
 from importance import importance_sampled_nll
 from latent_flows import CodeFlow
-from monitors import Health, examine, pixel_entropy
+from monitors import check_codes, pixel_entropy
 from runs import Run, generator, one_cycle, progress
 from vae_figures import (
     Elbo,
@@ -45,11 +45,14 @@ from vae_figures import (
     save_walks,
 )
 from vae_options import (
+    INPUT_DROPOUT,
+    RECIPES,
     Objective,
     add_flags,
     check_flags,
     elbo,
     gaussian_nll,
+    input_dropout,
     objective_of,
     shift_share,
 )
@@ -58,11 +61,8 @@ EPOCHS = 40
 NLL_CHUNK = 20  # importance samples of a batch at once
 LOG_2PI = math.log(2 * math.pi)
 FULL_PRECISION = nullcontext()  # in place of run.autocast()
-INPUT_DROPOUT = 0.2  # of the encoder
 FLOW_COUPLINGS = 4  # of --posterior flow and of --prior flow
 FLOW_MAX_NORM = 1000.0  # of the gradient, which is 30-60 but for rare explosions in a flow
-EXAMINED_IMAGES = 2000  # for the monitors, after each epoch
-EXAMINED_CODES = 200  # of these, for the mutual information
 
 
 def parse_args(argv: Sequence[str] | None = None):
@@ -78,6 +78,7 @@ def parse_args(argv: Sequence[str] | None = None):
     parser.add_argument("--hidden_dim", type=positive_int, default=500, metavar="N",
                         help="units of each hidden layer")
     add_flags(parser)
+    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
     args = parser.parse_args(argv)
     check_flags(parser, args)
     return args
@@ -132,10 +133,10 @@ class Encoder(nn.Module):
     The bound holds for any q, so for this one too; evaluation drops nothing.
     """
 
-    def __init__(self, hidden_dim: int = 500, z_dim: int = 20):
+    def __init__(self, hidden_dim: int = 500, z_dim: int = 20, dropout: float = INPUT_DROPOUT):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Dropout(INPUT_DROPOUT),
+            nn.Dropout(dropout),
             nn.Linear(784, hidden_dim), nn.SiLU(),
             nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
         self.head = nn.Linear(hidden_dim, 2 * z_dim)
@@ -188,13 +189,15 @@ class VAE(nn.Module):
         hidden_dim: units of each hidden layer.
         z_dim: dimensions D of a code.
         likelihood, posterior, prior: see the flags of the same names.
+        dropout: of the encoder's input.
     """
 
     def __init__(self, hidden_dim: int = 500, z_dim: int = 20, likelihood: str = "bernoulli",
-                 posterior: str = "gaussian", prior: str = "gaussian"):
+                 posterior: str = "gaussian", prior: str = "gaussian",
+                 dropout: float = INPUT_DROPOUT):
         super().__init__()
         self.z_dim, self.likelihood, self.nll = z_dim, likelihood, NLL[likelihood]
-        self.encoder = Encoder(hidden_dim, z_dim)
+        self.encoder = Encoder(hidden_dim, z_dim, dropout)
         self.decoder = Decoder(hidden_dim, z_dim)
         couplings = {"gaussian": 0, "flow": FLOW_COUPLINGS}  # none: the identity
         self.posterior = CodeFlow(z_dim, couplings[posterior], hidden_dim)
@@ -352,17 +355,6 @@ def run_epoch(model: VAE, data, optimizer=None, scheduler=None, autocast=FULL_PR
     return train_elbo, val_elbo
 
 
-@torch.no_grad()
-def check_codes(model: VAE, data: Split, kl: float, entropy: float) -> Health:
-    """Look for collapse and overload in the codes of some images."""
-    x = data.images[:EXAMINED_IMAGES].float() * data.scale
-    mean, log_std, features = model.encoder.posterior(x)
-    eps = torch.randn(mean.shape, generator=generator(0, "monitors")).to(x.device)
-    z = model.terms(x, eps).z[:EXAMINED_CODES]
-    log_q = torch.cat([model.log_posterior(rows, x) for rows in z.split(20)])
-    return examine(model.posterior(mean, features)[0], log_std, log_q, kl, entropy)
-
-
 # ---------------------------------------------------------------------------------------------
 # Main
 # ---------------------------------------------------------------------------------------------
@@ -381,11 +373,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Train, draw the figures, evaluate once on test; return the results as written."""
     args = parse_args(argv)
     train, val, test = load(args)
-    name = run_name(f"vae-z{args.zdim}", args, parse_args(["--zdim", str(args.zdim)]),
-                    train.source, "bmnist" if args.likelihood == "bernoulli" else "mnist")
+    method, kind = f"vae-z{args.zdim}", ["--zdim", str(args.zdim)]
+    if args.recipe:
+        method, kind = f"vae-{args.recipe}", ["--recipe", args.recipe]
+    name = run_name(method, args, parse_args(kind), train.source,
+                    "bmnist" if args.likelihood == "bernoulli" else "mnist")
     run = Run(name, args, train.source)
-    model = VAE(args.hidden_dim, args.zdim, args.likelihood, args.posterior,
-                args.prior).to(run.device)
+    model = VAE(args.hidden_dim, args.zdim, args.likelihood, args.posterior, args.prior,
+                input_dropout(args)).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     scheduler = one_cycle(optimizer, args.epochs * len(train))
     run.keep(model=model, optimizer=optimizer, scheduler=scheduler, order=train.generator)

@@ -39,6 +39,11 @@ def non_negative_float(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
+def share(text: str) -> float:
+    """Parse a number from 0 to below 1."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
 def seed_int(text: str) -> int:
     """Parse a seed that every generator accepts."""
     return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number of at least 0")

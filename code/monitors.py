@@ -11,6 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datasets import Split
+from runs import generator
+
+EXAMINED_IMAGES = 2000
+EXAMINED_CODES = 200  # of these, for the mutual information
 ACTIVE_VARIANCE = 0.01  # of the posterior mean, in an active unit (Burda et al. 2016, section 5.2)
 COLLAPSED_KL_NATS = 0.1
 OVERLOADED_STD = 1e-3
@@ -105,3 +110,14 @@ def examine(mean: Tensor, log_std: Tensor, log_q: Tensor, kl: float, entropy: fl
     active, smallest = active_units(mean), log_std.min().exp().item()
     return Health(active, mutual_information(log_q), smallest,
                   verdict(kl, active, smallest, entropy))
+
+
+@torch.no_grad()
+def check_codes(model, data: Split, kl: float, entropy: float) -> Health:
+    """Look for collapse and overload in what a VAE makes of the first images of a split."""
+    x = data.images[:EXAMINED_IMAGES].float() * data.scale
+    mean, log_std, features = model.encoder.posterior(x)
+    eps = torch.randn(mean.shape, generator=generator(0, "monitors")).to(x.device)
+    z = model.terms(x, eps).z[:EXAMINED_CODES]
+    log_q = torch.cat([model.log_posterior(rows, x) for rows in z.split(20)])
+    return examine(model.posterior(mean, features)[0], log_std, log_q, kl, entropy)

@@ -12,10 +12,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cli import non_negative_float, positive_int
+from cli import non_negative_float, positive_int, share
 
 Objective = Callable[..., tuple[Tensor, Tensor, Tensor]]
-SHIFTED_EPOCHS = 0.8  # of all, with --shift
+# What else than the defaults a recipe sets: the assignment's model, and the best of all.
+RECIPES = {None: {},
+           "best": {"zdim": 40, "prior": "flow", "shift": 1, "input_dropout": 0.1, "epochs": 120,
+                    "hidden_dim": 700,
+                    "precision": "auto"}}
+INPUT_DROPOUT = 0.2  # where --shift does not keep the encoder from learning images by heart
+ALL_SHIFTED, NONE_SHIFTED = 0.5, 0.9  # up to and from which share of the epochs, with --shift
 # Each objective with the flags that not all of them read.
 OBJECTIVES = {"elbo": (), "beta": ("beta", "beta_warmup"),
               "free_bits": ("free_bits", "per_dimension", "beta"), "uae": (),
@@ -110,17 +116,27 @@ def objective_of(args: argparse.Namespace, epoch: int) -> Objective:
 
 
 def shift_share(epoch: int, epochs: int) -> float:
-    """Return the share of images to move: all in the first epoch, none in the last fifth.
+    """Return the share of images to move: all in the first half, none in the last tenth.
 
     Moved images are not of the distribution to be learned, but there are many more of them. What
     was learned from them lasts, the wish to generate them does not.
     """
-    return max(0.0, 1 - (epoch - 1) / (SHIFTED_EPOCHS * epochs))
+    left = (NONE_SHIFTED - (epoch - 1) / epochs) / (NONE_SHIFTED - ALL_SHIFTED)
+    return min(1.0, max(0.0, left))
+
+
+def input_dropout(args: argparse.Namespace) -> float:
+    """Return the share of its pixels that the encoder does not see in training."""
+    if args.input_dropout is not None:
+        return args.input_dropout
+    return 0.0 if args.shift else INPUT_DROPOUT
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of likelihood, objective, posterior and prior."""
     add = parser.add_argument
+    add("--recipe", choices=[name for name in RECIPES if name], default=None,
+        help="other defaults: those of the highest likelihood")
     add("--likelihood", choices=("bernoulli", "gaussian"), default="bernoulli",
         help="of binary pixels, or of grey ones in [0, 1] with variance 1/2")
     add("--objective", choices=OBJECTIVES, default="elbo", help="what is minimised")
@@ -138,7 +154,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--prior", choices=("gaussian", "flow"), default="gaussian",
         help="p(z): standard normal, or what a flow makes of it")
     add("--shift", type=positive_int, default=None, metavar="PIXELS",
-        help="move training images by so much at most, ever fewer of them")
+        help="move training images by so much at most, later fewer of them")
+    add("--input_dropout", type=share, default=None, metavar="P",
+        help="of the encoder, in training (None: 0.2, or 0 with --shift)")
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

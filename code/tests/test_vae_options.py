@@ -223,5 +223,13 @@ def test_every_objective_trains_every_parameter():
 
 def test_moved_images_become_fewer_and_end_before_the_training():
     shares = [options.shift_share(epoch, 40) for epoch in range(1, 41)]
-    assert shares[0] == 1 and shares[16] == 0.5 and shares[31] > 0
-    assert shares[32:] == [0.0] * 8 and shares == sorted(shares, reverse=True)
+    assert shares[:21] == [1.0] * 21 and abs(shares[28] - 0.5) < 1e-9 and shares[35] > 0
+    assert shares[36:] == [0.0] * 4 and shares == sorted(shares, reverse=True)
+
+
+def test_a_recipe_sets_other_defaults_which_flags_still_change():
+    best = vae.parse_args(["--recipe", "best"])
+    assert (best.prior, best.shift) == ("flow", 1) and best.zdim > 20
+    other = vae.parse_args(["--recipe", "best", "--prior", "gaussian", "--epochs", "3"])
+    assert (other.prior, other.epochs, other.zdim) == ("gaussian", 3, best.zdim)
+    assert vae.parse_args([]).prior == "gaussian"
