@@ -1,11 +1,13 @@
 r"""What the report is made of: its texts, the figures they include, the numbers they name.
 
 In the texts, \num[2]{nf.val_bits_per_dim} is that number of results/nf.json with two decimals; a
-dotted key goes into objects and lists (gan.snapshot_epochs.2). In a macro that is called by
+dotted key goes into objects and lists (gan.snapshot_epochs.2), and gan.csv.100.d_loss into the row of
+epoch 100 of results/gan.csv. In a macro that is called by
 \each{study.rows}{\row}, a key may hold its argument (study.rows.#1.name), which stands for every
 entry that there is.
 """
 
+import csv
 import hashlib
 import json
 import re
@@ -61,10 +63,14 @@ def results(report: Path, key: str) -> dict[str, object]:
         LookupError: it leads nowhere; the message names the file and the key.
     """
     file, *parts = key.split(".")
+    kind = "csv" if parts[:1] == ["csv"] else "json"
     try:
-        found = {file: json.loads((report / "results" / f"{file}.json").read_text())}
+        text = (report / "results" / f"{file}.{kind}").read_text()
     except OSError:
-        raise LookupError(f"there is no 'results/{file}.json', where '{key}' is from") from None
+        raise LookupError(f"there is no 'results/{file}.{kind}', where '{key}' is from") from None
+    found = {file: json.loads(text) if kind == "json" else {"csv": [
+        {name: float(value) for name, value in row.items()}
+        for row in csv.DictReader(text.splitlines())]}}
     try:
         for part in parts:
             if part == "#1":
@@ -74,7 +80,7 @@ def results(report: Path, key: str) -> dict[str, object]:
                 found = {f"{path}.{part}": value[int(part) if isinstance(value, list) else part]
                          for path, value in found.items()}
     except (LookupError, TypeError, ValueError):
-        raise LookupError(f"'results/{file}.json' has no '{'.'.join(parts)}'") from None
+        raise LookupError(f"'results/{file}.{kind}' has no '{'.'.join(parts)}'") from None
     return found
 
 
