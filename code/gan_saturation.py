@@ -53,10 +53,13 @@ def saturation(generator: nn.Module, discriminator: nn.Module, optimizer_D: torc
 
 def save_saturation_plot(curves: dict[str, list[float]], filename: Path) -> None:
     """Plot the norms of the two gradients, and D(G(z)), against the updates of D."""
+    updates = range(1, len(curves["d_fake"]) + 1)
     with figures.canvas(filename, columns=2) as (norms, outputs):
-        norms.semilogy(curves["nonsaturating"], label="of $-\\log D(G(z))$", **figures.VAL)
-        norms.semilogy(curves["minimax"], label="of $\\log(1 - D(G(z)))$", **figures.TRAIN)
+        norms.semilogy(updates, curves["nonsaturating"], label="of $-\\log D(G(z))$",
+                       **figures.VAL)
+        norms.semilogy(updates, curves["minimax"], label="of $\\log(1 - D(G(z)))$",
+                       **figures.TRAIN)
         norms.set(xlabel="update of $D$", ylabel="gradient norm of $G$")
         norms.legend()
-        outputs.semilogy(curves["d_fake"], **figures.VAL)
+        outputs.semilogy(updates, curves["d_fake"], **figures.VAL)
         outputs.set(xlabel="update of $D$", ylabel="mean $D(G(z))$")
