@@ -207,18 +207,22 @@ class VAE(nn.Module):
     def terms(self, x: Tensor, eps: Tensor) -> Terms:
         """Return what the codes z = F(mean + std * eps; x) of some eps, (..., B, D), say of x.
 
-        With Gaussian posterior and prior z_0 = z = u, and the KL is exact. A flow adds to it
-        log N(z_0; 0, I) - log N(u; 0, I), less the log-determinants.
+        With Gaussian posterior and prior z_0 = z = u, and the KL is exact. A flow as prior adds
+        log N(z; 0, I) - log p(z) to it. With a flow as posterior it is log q(z|x) - log p(z): the
+        exact part would be as large as the code before the flow, which nothing bounds.
         """
         mean, log_std, features = self.encoder.posterior(x)
         z_0 = mean + log_std.exp() * eps  # the gradient passes through mean and std
         z, ldj = self.posterior(z_0, features)
         u, prior_ldj = self.prior(z)
-        flows = 0.5 * (u**2 - z_0**2).sum(dim=-1) - ldj - prior_ldj
+        log_ratio = (0.5 * (eps**2 - u**2) + log_std).sum(dim=-1) + ldj + prior_ldj
         kls = gaussian_kls(mean, log_std)
-        log_ratio = (0.5 * (eps**2 - z_0**2) + log_std).sum(dim=-1) - flows
+        if self.posterior.layers:
+            kl = -log_ratio
+        else:
+            kl = kls.sum(dim=1) + (0.5 * (u**2 - z_0**2).sum(dim=-1) - prior_ldj)
         reconstruction = self.nll(self.decoder.logits(z), x)
-        return Terms(reconstruction, kls.sum(dim=1) + flows, kls, log_ratio - reconstruction, z)
+        return Terms(reconstruction, kl, kls, log_ratio - reconstruction, z)
 
     def elbo_terms(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the two terms of -ELBO(x), with one sample of z per image.

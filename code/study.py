@@ -50,7 +50,7 @@ KEYS = {"test_elbo_nats": "test_elbo_nats", "test_nll_nats": "test_nll_nats",
         "nll_samples": "nll_samples", "reconstruction_nats": "test_reconstruction_nats",
         "kl_nats": "test_kl_nats", "mutual_information_nats": "test_mutual_information_nats",
         "active_units": "test_active_units", "smallest_std": "test_smallest_std",
-        "verdict": "verdict", "train_seconds": "train_seconds"}
+        "verdict": "verdict", "precision": "precision", "train_seconds": "train_seconds"}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
