@@ -71,6 +71,7 @@ def test_a_collapsed_and_an_overloaded_posterior_are_told_with_the_remedy():
         pairs = log_q(drawn(mean, log_std), mean, log_std)
         health = monitors.examine(mean, log_std, pairs, kl, 200.0)
         assert health.verdict == name and remedy in health.warning()
-    healthy = monitors.examine(torch.randn(50, 4), torch.zeros(50, 4), torch.randn(9, 50), 5.0,
-                               200.0)
-    assert healthy.warning() is None
+    log_std = torch.zeros(50, 4)
+    log_std[7, 2] = math.log(0.5)
+    healthy = monitors.examine(torch.randn(50, 4), log_std, torch.randn(9, 50), 5.0, 200.0)
+    assert healthy.warning() is None and healthy.smallest_std == 0.5

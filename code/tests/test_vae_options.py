@@ -4,7 +4,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, kl_divergence
 
 import a3_vae_template as vae
 import vae_options as options
@@ -82,6 +82,21 @@ def test_what_is_trained_is_what_the_docstring_says_and_what_is_reported_is_the_
         loss, *terms = losses(objective, one, x)
         assert torch.allclose(loss, expected)
         assert torch.equal(terms[0], reconstruction) and torch.equal(terms[1], kl)
+    kls = one.terms(x, torch.zeros(6, 4)).kls.mean(dim=0)
+    bound = kls.sort().values[2].item() * 1.01  # between the third and the fourth
+    loss, reconstruction, _ = losses(options.free_bits_per_dimension(bound, 3.0), one, x)
+    expected = reconstruction.mean() + 3 * (3 * bound + kls.max())
+    assert torch.allclose(loss.mean(), expected)
+
+
+def test_flags_reach_their_objective_and_their_dropout():
+    args = vae.parse_args(["--objective", "free_bits", "--free_bits", "0.1", "--beta", "3"])
+    one, x = model(), pixels()
+    loss, reconstruction, kl = losses(options.objective_of(args, 1), one, x)
+    assert torch.allclose(loss, reconstruction + 3 * (kl - 0.1).clamp(0))
+    for argv, dropout in (([], 0.2), (["--shift", "1"], 0.0), (["--input_dropout", "0"], 0.0),
+                          (["--shift", "1", "--input_dropout", "0.1"], 0.1)):
+        assert options.input_dropout(vae.parse_args(argv)) == dropout
 
 
 def test_dimensions_below_their_free_bits_get_no_gradient_from_the_kl():
@@ -139,8 +154,10 @@ def test_iwae_reaches_the_exact_likelihood_of_a_linear_gaussian_model():
     assert torch.allclose(bound, exact, atol=0.01), (bound, exact)
 
 
-def test_the_density_of_a_flow_posterior_is_that_of_the_jacobian():
-    one, x = stirred(model(posterior="flow")), pixels(3).double()
+@pytest.mark.parametrize("choices", [{"posterior": "flow"}, {"prior": "flow"},
+                                     {"posterior": "flow", "prior": "flow"}])
+def test_the_densities_of_flows_are_those_of_their_jacobians(choices):
+    one, x = stirred(model(**choices)), pixels(3).double()
     eps = torch.randn(3, 4, dtype=torch.float64)
     mean, log_std, features = one.encoder.posterior(x)
     terms = one.terms(x, eps)
@@ -150,8 +167,16 @@ def test_the_density_of_a_flow_posterior_is_that_of_the_jacobian():
             return one.posterior(z_0[None], features[i:i + 1])[0][0]
         jacobian = torch.autograd.functional.jacobian(code, eps[i])
         log_q = Normal(0.0, 1.0).log_prob(eps[i]).sum() - jacobian.slogdet()[1]
-        log_p = Normal(0.0, 1.0).log_prob(code(eps[i])).sum()
+        z = code(eps[i])
+        of_prior = torch.autograd.functional.jacobian(lambda row: one.prior(row[None])[0][0], z)
+        log_p = Normal(0.0, 1.0).log_prob(one.prior(z[None])[0]).sum() + of_prior.slogdet()[1]
         assert abs(terms.log_weight[i] + terms.reconstruction[i] - (log_p - log_q)) < 1e-9
+        if "posterior" in choices:
+            assert abs(terms.kl[i] - (log_q - log_p)) < 1e-9
+        else:
+            exact = kl_divergence(Normal(mean[i], log_std[i].exp()), Normal(0.0, 1.0)).sum()
+            correction = Normal(0.0, 1.0).log_prob(z).sum() - log_p
+            assert abs(terms.kl[i] - (exact + correction)) < 1e-9
 
 
 def test_a_flow_prior_is_a_density_and_is_sampled_from():
