@@ -124,7 +124,7 @@ def test_the_study_has_a_row_for_every_case(copy, rows):
     results = [{"nll_samples": 7, **dict.fromkeys(keys, i), "name": f"case {i}"}
                for i in range(rows)]
     (copy / "report/results/study.json").write_text(json.dumps({"rows": results, "epochs": 40}))
-    shutil.copy(REPORT / "figures/nf-bpd.pdf", copy / "report/figures/study-plane.pdf")
+    shutil.copy(REPORT / "figures/nf-bpd.pdf", copy / "report/figures/study-likelihoods.pdf")
     assert run(copy, "numbers").returncode == 0
     macros = written(copy)
     assert macros["each@study.rows"] == "".join(f"#1{{{i}}}" for i in range(rows))

@@ -20,4 +20,4 @@ def test_cases_run_and_are_written(tmp_path):
         assert abs(row["test_elbo_nats"] - total) < 1e-6
         assert row["test_nll_nats"] <= row["test_elbo_nats"] + 0.5
     assert json.loads((tmp_path / "results/study.json").read_text()) == results
-    assert (tmp_path / "figures/study-plane.pdf").stat().st_size > 1000
+    assert (tmp_path / "figures/study-likelihoods.pdf").stat().st_size > 1000
