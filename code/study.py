@@ -23,7 +23,6 @@ import a3_vae_template as vae
 import figures
 from cli import device_name, exit_with, positive_int
 from datasets import REPOSITORY
-from monitors import HEALTHY
 from runs import write_record
 
 CASES = {
@@ -117,9 +116,12 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
 
 
 def save_likelihoods(rows: list[dict], filename: Path) -> None:
-    """Plot -ELBO and -log p(x) of each healthy binary case; between them lies what q costs."""
+    """Plot -ELBO and -log p(x) of each binary case; between them lies what q costs.
+
+    The failures that are provoked, and their cure, would be far to the right.
+    """
     shown = [row for row in rows if row["flags"]["likelihood"] == "bernoulli"
-             and row["verdict"] == HEALTHY][::-1]
+             and ":" not in row["name"]][::-1]
     with figures.canvas(filename, width=4.2, height=0.35 + 0.19 * len(shown)) as axis:
         for y, row in enumerate(shown):
             ends = (row["test_nll_nats"], row["test_elbo_nats"])
@@ -131,7 +133,7 @@ def save_likelihoods(rows: list[dict], filename: Path) -> None:
         axis.set(xlabel="nats per image, test", yticks=range(len(shown)),
                  yticklabels=[row["name"] for row in shown])
         axis.grid(visible=False, axis="y")
-        axis.legend(loc="lower right")
+        axis.legend(loc="upper right")
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
