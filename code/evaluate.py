@@ -190,18 +190,18 @@ def bernoulli(grey: Tensor, noise: torch.Generator) -> Tensor:
     return (torch.rand(grey.shape, generator=noise).to(grey.device) < grey).float()
 
 
-def sample_quality(images: Tensor, real: dict[str, Tensor], classifier, noise: torch.Generator
-                   ) -> dict[str, float | list]:
-    """Measure binary images (N, 784) against the features and digits of real ones."""
+def sample_quality(images: Tensor, real: Tensor, real_digits: Tensor, classifier,
+                   noise: torch.Generator) -> dict[str, float | list]:
+    """Measure binary images (N, 784) against real ones, of which the features are given."""
     sampled = features(classifier, images)
     digits, probability = (value.cpu() for value in classify(classifier, images))
-    kernel, deviation = metrics.kernel_distance(sampled, real["features"], noise)
-    precision, recall = metrics.precision_recall(sampled, real["features"])
-    density, coverage = metrics.density_coverage(sampled, real["features"])
-    return {"frechet_distance": metrics.frechet_distance(sampled, real["features"]),
+    kernel, deviation = metrics.kernel_distance(sampled, real, noise)
+    precision, recall = metrics.precision_recall(sampled, real)
+    density, coverage = metrics.density_coverage(sampled, real)
+    return {"frechet_distance": metrics.frechet_distance(sampled, real),
             "kernel_distance": kernel, "kernel_distance_subset_deviation": deviation,
             "precision": precision, "recall": recall, "density": density, "coverage": coverage,
-            "class_divergence_nats": metrics.class_divergence(digits, real["digits"]),
+            "class_divergence_nats": metrics.class_divergence(digits, real_digits),
             "clear_share": (probability > CLEAR).float().mean().item(),
             "class_shares": (digits.bincount(minlength=10) / len(digits)).tolist()}
 
@@ -300,16 +300,22 @@ def walks(models: dict[str, Trained], test, classifier, args: argparse.Namespace
 # Main
 # ---------------------------------------------------------------------------------------------
 
-def compare_samples(models: dict[str, Trained], real: dict[str, Tensor], classifier,
+def compare_samples(models: dict[str, Trained], test, unseen: Tensor, classifier,
                     args: argparse.Namespace) -> dict[str, dict]:
-    """Return the measures of all models and of the floor, with deviations over repeats."""
+    """Return the measures of all models and of the floor, with deviations over repeats.
+
+    A repeat draws everything anew: the samples, and the binary images of test and of the floor.
+    """
+    real = [features(classifier, bernoulli(test.images / 255, generator(args.seed, f"test {r}")))
+            for r in range(args.repeats)]
     table = {}
     for name in (*models, "floor"):
         rows = []
         for repeat in progress(range(args.repeats)):
             noise = generator(args.seed, f"{name} samples {repeat}")
-            grey = models[name].draw(args.samples, noise) if name in models else real["unseen"]
-            rows.append(sample_quality(bernoulli(grey, noise), real, classifier, noise))
+            grey = models[name].draw(args.samples, noise) if name in models else unseen
+            rows.append(sample_quality(bernoulli(grey, noise), real[repeat], test.labels.cpu(),
+                                       classifier, noise))
         table[name] = over_repeats(rows)
         print(f"{name}: Frechet distance {table[name]['frechet_distance']:.2f}, "
               f"coverage {table[name]['coverage']:.3f}", flush=True)
@@ -350,9 +356,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     binary = {"train": binarize(train.images, args.seed).float(),
               "test": binarize(test.images, args.seed + 1).float()}
-    real = {"features": features(classifier, binary["test"]), "digits": test.labels.cpu(),
-            "unseen": val.images / 255}
-    table = compare_samples(models, real, classifier, args)
+    table = compare_samples(models, test, val.images / 255, classifier, args)
     rank({name: table[name] for name in models})
 
     numbers, usual = memorisation(binary["test"], binary["train"], None)
