@@ -114,8 +114,12 @@ def examine(mean: Tensor, log_std: Tensor, log_q: Tensor, kl: float, entropy: fl
 
 @torch.no_grad()
 def check_codes(model, data: Split, kl: float, entropy: float) -> Health:
-    """Look for collapse and overload in what a VAE makes of the first images of a split."""
-    x = data.images[:EXAMINED_IMAGES].float() * data.scale
+    """Look for collapse and overload in what a VAE makes of some images of a split.
+
+    They are drawn, as a file may be in an order: the first half of MNIST's test images is easier.
+    """
+    order = torch.randperm(len(data.images), generator=generator(0, "examined images"))
+    x = data.images[order[:EXAMINED_IMAGES].to(data.images.device)].float() * data.scale
     mean, log_std, features = model.encoder.posterior(x)
     eps = torch.randn(mean.shape, generator=generator(0, "monitors")).to(x.device)
     z = model.terms(x, eps).z[:EXAMINED_CODES]
