@@ -80,7 +80,8 @@ def describe_device(device: str) -> str:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(x for x in lines if x.startswith("model name")).split(":")[1].strip()
-    return f"{device}: {model}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device}: {model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, updates: int, cycle_momentum: bool = True
