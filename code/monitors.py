@@ -112,6 +112,14 @@ def examine(mean: Tensor, log_std: Tensor, log_q: Tensor, kl: float, entropy: fl
                   verdict(kl, active, smallest, entropy))
 
 
+def log_posterior(model, z: Tensor, x: Tensor) -> Tensor:
+    """Return log q(z_i|x_j) of all pairs, (M, N) nats; z (M, D) codes, x (N, 784) pixels."""
+    mean, log_std, features = model.encoder.posterior(x)
+    z_0, ldj = model.posterior.inverse(z[:, None].expand(-1, len(x), -1), features)
+    eps = (z_0 - mean) * torch.exp(-log_std)
+    return ldj - (0.5 * eps**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
 @torch.no_grad()
 def check_codes(model, data: Split, kl: float, entropy: float) -> Health:
     """Look for collapse and overload in what a VAE makes of some images of a split.
@@ -123,5 +131,5 @@ def check_codes(model, data: Split, kl: float, entropy: float) -> Health:
     mean, log_std, features = model.encoder.posterior(x)
     eps = torch.randn(mean.shape, generator=generator(0, "monitors")).to(x.device)
     z = model.terms(x, eps).z[:EXAMINED_CODES]
-    log_q = torch.cat([model.log_posterior(rows, x) for rows in z.split(20)])
+    log_q = torch.cat([log_posterior(model, rows, x) for rows in z.split(20)])
     return examine(model.posterior(mean, features)[0], log_std, log_q, kl, entropy)

@@ -2,8 +2,7 @@
 
 Every case is a run of a3_vae_template.py with --precision auto and the flags below, and nothing
 else changed; one that is complete is only evaluated again. Likelihoods are of the model, whatever
-was trained.
-Networks this small keep two cores busier with a case each than with one case on both.
+was trained. Networks this small keep two cores busier with a case each than with one case on both.
 
     python code/study.py                # 60 min on 2 cores: report/results/study.json
 """
@@ -101,8 +100,8 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
     """Run all cases, the slowest first, and return their rows in the order of the table."""
     print(f"{len(args.cases)} cases, {args.jobs} at a time; each prints into "
           f"{args.out or REPOSITORY / 'study'}", flush=True)
-    start, slowest_first = time.time(), sorted(args.cases, key=lambda name: "iwae" not in
-                                               CASES[name])
+    start = time.time()
+    slowest_first = sorted(args.cases, key=lambda name: "iwae" not in CASES[name])
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         runs = {pool.submit(run_case, name, args): name for name in slowest_first}
         try:
@@ -140,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Run the cases; write study.json and its figure, and return what the JSON holds."""
     args = parse_args(argv)
     rows = run_cases(args)
-    report = (args.out or REPOSITORY / "report")
+    report = args.out or REPOSITORY / "report"
     save_likelihoods(rows, report / "figures" / "study-likelihoods.pdf")
     results = write_record(report / "results" / "study.json", args.device, rows=rows,
                            epochs=args.epochs, threads=threads(args.jobs))

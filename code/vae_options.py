@@ -17,9 +17,8 @@ from cli import non_negative_float, positive_int, share
 Objective = Callable[..., tuple[Tensor, Tensor, Tensor]]
 # What else than the defaults a recipe sets: the assignment's model, and the best of all.
 RECIPES = {None: {},
-           "best": {"zdim": 40, "prior": "flow", "shift": 1, "input_dropout": 0.1, "epochs": 120,
-                    "hidden_dim": 700,
-                    "precision": "auto"}}
+           "best": {"zdim": 40, "hidden_dim": 700, "prior": "flow", "shift": 1,
+                    "input_dropout": 0.1, "epochs": 120, "precision": "auto"}}
 INPUT_DROPOUT = 0.2  # where --shift does not keep the encoder from learning images by heart
 ALL_SHIFTED, NONE_SHIFTED = 0.5, 0.9  # up to and from which share of the epochs, with --shift
 # Each objective with the flags that not all of them read.
@@ -166,5 +165,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if args.objective not in readers and getattr(args, flag) != parser.get_default(flag):
             parser.error(f"'--{flag}' needs '--objective {' or '.join(readers)}', "
                          f"not {args.objective}")
+    if args.per_dimension and args.posterior == "flow":
+        parser.error("'--per_dimension' needs '--posterior gaussian': of a flow, the KL is no sum "
+                     "over dimensions")
     if "flow" in (args.posterior, args.prior) and args.zdim < 2:
         parser.error(f"'--zdim {args.zdim}': a flow needs at least 2 dimensions")

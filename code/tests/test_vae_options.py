@@ -9,6 +9,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 import a3_vae_template as vae
 import vae_options as options
 from a3_vae_template import VAE
+from monitors import log_posterior
 
 
 def pixels(number: int = 6) -> torch.Tensor:
@@ -61,11 +62,11 @@ def test_the_posterior_of_all_pairs(posterior):
     """Its diagonal is log p(z) + log p(x|z) less the log-weight; the rest is of other images."""
     one, x = stirred(model(posterior=posterior)), pixels().double()
     terms = one.terms(x, torch.randn(6, 4, dtype=torch.float64))
-    pairs = one.log_posterior(terms.z[:3], x)
+    pairs = log_posterior(one, terms.z[:3], x)
     log_prior = Independent(Normal(torch.zeros(4), torch.ones(4)), 1).log_prob(terms.z)
     of_own = log_prior - terms.reconstruction - terms.log_weight
     assert torch.allclose(pairs.diagonal(), of_own[:3])
-    assert torch.allclose(pairs[:, 1], one.log_posterior(terms.z[:3], x[1:2])[:, 0])
+    assert torch.allclose(pairs[:, 1], log_posterior(one, terms.z[:3], x[1:2])[:, 0])
     if posterior == "gaussian":
         q = Independent(Normal(*one.encoder(x)), 1)
         assert torch.allclose(pairs, q.log_prob(terms.z[:3, None]))
@@ -224,6 +225,8 @@ def test_beta_warms_up_in_equal_steps(epoch, beta):
 
 
 @pytest.mark.parametrize(("argv", "message"), [
+    (["--objective", "free_bits", "--per_dimension", "--posterior", "flow"],
+     "'--per_dimension' needs '--posterior gaussian'"),
     (["--beta", "2"], "'--beta' needs '--objective beta or free_bits', not elbo"),
     (["--objective", "uae", "--free_bits", "3"], "'--free_bits' needs '--objective free_bits'"),
     (["--beta", "-1"], "'-1' is not a number of at least 0"),
