@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import digit_classifier
 import evaluate
 import sample_metrics as metrics
 from cli import RunError
+from datasets import Split
 from importance import Estimate
 
 
@@ -137,3 +139,22 @@ def test_networks_are_in_eval_mode(results):
             f"--{name}", next((out / "results").glob(f"{name}*.json")).stem))])
     for model in evaluate.load_models(args).values():
         assert isinstance(model.network, nn.Module) and not model.network.training
+
+
+def test_every_repeat_draws_the_real_images_anew_and_alike_for_all_models(monkeypatch):
+    """What the samples are measured against differs by repeat, and by nothing else."""
+    seen = []
+
+    def measure(images, real, digits, classifier, noise):
+        seen.append(real)
+        return {"frechet_distance": 1.0, "coverage": 1.0}
+
+    monkeypatch.setattr(evaluate, "features", lambda classifier, images: images)
+    monkeypatch.setattr(evaluate, "sample_quality", measure)
+    grey = torch.full((20, 784), 128, dtype=torch.uint8)
+    test = Split(grey, None, labels=torch.zeros(20, dtype=torch.int64))
+    model = Namespace(draw=lambda number, noise: torch.rand(number, 784, generator=noise))
+    evaluate.compare_samples({"vae": model}, test, grey / 255, None,
+                             Namespace(seed=1, samples=20, repeats=2))
+    assert len(seen) == 4 and not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])

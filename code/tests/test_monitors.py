@@ -1,6 +1,7 @@
 """Monitors on posteriors that are made up, so that the answers are known."""
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.distributions import Independent, Normal
 
 import monitors
 from a3_vae_template import gaussian_kls
+from datasets import Split
 
 
 def drawn(mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
@@ -75,3 +77,21 @@ def test_a_collapsed_and_an_overloaded_posterior_are_told_with_the_remedy():
     log_std[7, 2] = math.log(0.5)
     healthy = monitors.examine(torch.randn(50, 4), log_std, torch.randn(9, 50), 5.0, 200.0)
     assert healthy.warning() is None and healthy.smallest_std == 0.5
+
+
+def test_the_examined_images_and_codes_are_from_the_whole_split():
+    """Every pixel of image i is i // 40 here; a file's first images may be easier ones."""
+    class Seen(Exception):
+        """Carries the images that the encoder was given."""
+
+    def posterior(x):
+        raise Seen(x)
+
+    model = Namespace(encoder=Namespace(posterior=posterior))
+    images = (torch.arange(10_000) // 40).to(torch.uint8)[:, None].expand(-1, 784)
+    with pytest.raises(Seen) as seen:
+        monitors.check_codes(model, Split(images, None), 1.0, 200.0)
+    drawn = seen.value.args[0][:, 0]
+    assert len(drawn) == monitors.EXAMINED_IMAGES
+    for some in (drawn, drawn[:monitors.EXAMINED_CODES]):
+        assert abs(some.mean() - 124.5) < 20, some.mean()
