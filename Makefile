@@ -81,7 +81,7 @@ report: $(MISSING) pdf
 
 LATEX := latexmk texlive-latex-recommended texlive-latex-extra texlive-fonts-recommended texlive-bibtex-extra
 pdf:
-	@$(PYTHON) report/numbers.py
+	@$(PYTHON) report/macros.py
 	@command -v latexmk > /dev/null && command -v pdflatex > /dev/null \
 	  || { echo "error: the PDF needs LaTeX; on Debian or Ubuntu: apt-get install $(LATEX)"; exit 1; }
 	@cd report && latexmk -g -pdf -silent -interaction=nonstopmode -halt-on-error report.tex \

@@ -1,10 +1,10 @@
 """Training speed against the floor: the bare matrix products of the same work.
 
-A linear layer with an (n, m) weight needs three products an update of a batch of B: the output
-(B, n) (n, m), the weight's gradient (m, B) (B, n), and the gradient of its input (B, m) (m, n),
-which the layer that reads the data does not need. The floor of an epoch is the time that these
-products take, in the same shapes, number and precision, and nothing else. Epoch and floor are
-timed in turns in one process, so that a change of the machine's speed meets both alike.
+A linear layer with an (n, m) weight needs three products in an update with a batch of B: the
+output (B, n) (n, m), the weight's gradient (m, B) (B, n), and the gradient of its input
+(B, m) (m, n), which the layer that reads the data does not need. The floor of an epoch is the
+time of these products alone, in the same shapes, number and precision. Epoch and floor are timed
+in turns in one process, so that a change in the machine's speed affects both alike.
 
     python code/benchmark.py            # 6 min on 2 cores; let nothing else run
 """
@@ -20,9 +20,10 @@ from torch import nn
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
-from cli import device_name, exit_with, positive_int
-from datasets import REPOSITORY, Split, bmnist, mnist
-from runs import multiplies_bfloat16, write_record
+from a3.cli import exit_with, parse, positive_int, run_name, tool_flags
+from a3.devices import multiplies_bfloat16
+from a3.records import REPOSITORY, write_record
+from datasets import RandomShift, Split, bmnist, mnist
 
 
 def matrix_products(model: nn.Module, data_layers: set[nn.Module], batch: int,
@@ -51,7 +52,7 @@ def matrix_products(model: nn.Module, data_layers: set[nn.Module], batch: int,
 
 
 def seconds(work: Callable[[], None], device: str) -> float:
-    """Return how long the work takes, on a GPU until its last kernel has ended."""
+    """Return how long the work takes; on a GPU, until its last kernel has ended."""
     wait = getattr(torch, device).synchronize
     wait()
     start = time.perf_counter()
@@ -65,7 +66,7 @@ def compare(epoch: Callable[[], None], floor: Callable[[], None], data: Split, t
     """Time an epoch and its floor in turns; return the medians and the median of the ratios.
 
     Args:
-        floor: the products of one full batch; those of the short last one are counted by share.
+        floor: the products of one full batch; a short last batch counts in proportion.
     """
     full, images = len(data.images) // data.batch_size, len(data.images)
 
@@ -88,7 +89,7 @@ def compare(epoch: Callable[[], None], floor: Callable[[], None], data: Split, t
 def time_vae(args: argparse.Namespace) -> dict:
     """Time training epochs of the VAE at its defaults, float32."""
     defaults = vae.parse_args(["--device", args.device])
-    train, _, _ = bmnist(batch_size=defaults.batch_size, device=args.device)
+    train, _, _ = bmnist(args.data_root, defaults.batch_size, device=args.device)
     model = vae.VAE(defaults.hidden_dim, defaults.zdim).to(args.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=defaults.lr, fused=True)
     floor = matrix_products(model, {model.encoder.body[1]}, train.batch_size, torch.float32)
@@ -99,15 +100,15 @@ def time_vae(args: argparse.Namespace) -> dict:
 def time_nf(args: argparse.Namespace, precision: str = "float32") -> dict:
     """Time training of the flow at its defaults, on 40,000 images: the course's epoch."""
     defaults = nf.parse_args(["--device", args.device])
-    train, _, _ = mnist(batch_size=defaults.batch_size, device=args.device, shift=1, limit=40_000)
+    train, _, _ = mnist(args.data_root, defaults.batch_size, device=args.device, limit=40_000,
+                        augment=RandomShift(1).to(args.device))
     model = nf.Model(n_flows=defaults.n_flows, n_hidden=defaults.n_hidden).to(args.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=defaults.lr, fused=True)
     dtype = getattr(torch, precision)
-    autocast = torch.autocast(args.device, dtype, enabled=dtype != torch.float32)
     floor = matrix_products(model, {model.flow.layers[0].nn[0]}, train.batch_size, dtype)
     return {"precision": precision,
-            **compare(lambda: nf.epoch_iter(model, train, optimizer, autocast=autocast), floor,
-                      train, args.turns, args.device)}
+            **compare(lambda: nf.epoch_iter(model, train, optimizer, dtype == torch.bfloat16),
+                      floor, train, args.turns, args.device)}
 
 
 def gan_products(G: nn.Module, D: nn.Module, batch: int) -> Callable[[], None]:  # noqa: N803
@@ -127,22 +128,24 @@ def gan_products(G: nn.Module, D: nn.Module, batch: int) -> Callable[[], None]: 
 def time_gan(args: argparse.Namespace) -> dict:
     """Time training of the GAN with the course's recipe, float32, on all 60,000 images."""
     defaults = gan.parse_args(["--device", args.device, "--recipe", "template"])
-    train, val, _ = mnist(batch_size=defaults.batch_size, device=args.device)
+    train, val, _ = mnist(args.data_root, defaults.batch_size, device=args.device)
     images = Split(torch.cat((train.images, val.images)), train.source,
                    batch_size=defaults.batch_size, generator=train.generator)
-    parts = gan.networks(defaults, args.device, updates=1)
-    floor = gan_products(parts["generator"], parts["discriminator"], defaults.batch_size)
-    return {"precision": "float32", **compare(lambda: gan.train(images, **parts), floor, images,
-                                              args.turns, args.device)}
+    model = gan.GAN(defaults.latent_dim).to(args.device)
+    players = model.discriminator, model.generator
+    optimizer = gan.optimizers(model, defaults)
+    floor = gan_products(model.generator, model.discriminator, defaults.batch_size)
+    return {"precision": "float32",
+            **compare(lambda: gan.train(images, *players, *optimizer), floor, images, args.turns,
+                      args.device)}
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Time the models, print a line each, and write report/results/benchmark.json."""
-    parser = argparse.ArgumentParser(description="Time training against its matrix products.")
-    parser.add_argument("--turns", type=positive_int, default=5, help="of which the median")
-    parser.add_argument("--device", type=device_name, default="auto")
-    args = parser.parse_args(argv)
-
+    parser = tool_flags("Time training against its matrix products.")
+    parser.add_argument("--turns", type=positive_int, default=5, metavar="N",
+                        help="timings of each, whose median counts")
+    args = parse(parser, argv)
     rows = {"vae": time_vae, "nf": time_nf, "gan": time_gan}
     if multiplies_bfloat16(args.device):
         rows["nf_bfloat16"] = lambda args: time_nf(args, "bfloat16")
@@ -152,8 +155,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         print(f"{name}: {row['epoch_seconds']:.2f} s for {row['images']:,} images, "
               f"{row['floor_seconds']:.2f} s for the matrix products alone, "
               f"ratio {row['ratio']:.2f} ({row['precision']})", flush=True)
-    return write_record(REPOSITORY / "report" / "results" / "benchmark.json", args.device,
-                        **results)
+    name = run_name("benchmark", args)
+    return write_record((args.out or REPOSITORY / "report") / "results" / f"{name}.json",
+                        args.device, **results)
 
 
 if __name__ == "__main__":

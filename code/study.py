@@ -1,8 +1,8 @@
 """The study of objectives, posteriors and priors at 20 latent dimensions (Garcia 2019).
 
-Every case is a run of a3_vae_template.py with --precision auto and the flags below, and nothing
-else changed; one that is complete is only evaluated again. Likelihoods are of the model, whatever
-was trained. Networks this small keep two cores busier with a case each than with one case on both.
+Every case is a run of vae_variants.py with --precision auto and the flags below; a complete one is
+only evaluated again. Likelihoods are the model's, whatever was trained. Networks this small use
+two cores better with a case on each than with one case on both.
 
     python code/study.py                # 60 min on 2 cores: report/results/study.json
 """
@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-import a3_vae_template as vae
-import figures
-from cli import device_name, exit_with, positive_int
-from datasets import REPOSITORY
-from runs import write_record
+import vae_variants
+from a3 import figures
+from a3.cli import exit_with, parse, positive_int, run_name, tool_flags
+from a3.records import REPOSITORY, write_record
+from a3_vae_template import EPOCHS
 
 CASES = {
     "ELBO": [],
@@ -39,8 +39,7 @@ CASES = {
     "Gaussian likelihood": ["--likelihood", "gaussian"],
     "shifts": ["--shift", "1"],
     "shifts, flow prior": ["--shift", "1", "--prior", "flow"],
-    # The failures, provoked; the second case cures the first, and the ELBO the third. At the
-    # usual learning rate a beta of 100 ended in NaN.
+    # The failures, provoked. The second case cures the first, and the ELBO the third.
     "collapse: beta 30": ["--objective", "beta", "--beta", "30", "--lr", "0.0005"],
     "cure: beta 30, free bits 8": ["--objective", "free_bits", "--beta", "30", "--free_bits", "8",
                                    "--lr", "0.0005"],
@@ -55,27 +54,22 @@ KEYS = {"test_elbo_nats": "test_elbo_nats", "test_nll_nats": "test_nll_nats",
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
-    parser = argparse.ArgumentParser(
-        description="Train the VAE in all its variants, and compare them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = tool_flags("Train the VAE in all its variants, and compare them.",
+                        ("mnist", "sample"))
     add = parser.add_argument
-    add("--cases", nargs="*", choices=CASES, default=list(CASES), metavar="CASE",
-        help="which, by name")
+    add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE",
+        help="cases to run, by name")
     add("--jobs", type=positive_int, default=os.cpu_count(), metavar="N",
-        help="cases at a time, which share the cores")
-    add("--epochs", type=positive_int, default=vae.EPOCHS, metavar="N")
-    add("--device", type=device_name, default="auto")
-    add("--data_root", default=None, metavar="DIR")
-    add("--dataset", choices=("auto", "mnist", "sample"), default="auto",
-        help="auto: Larochelle's files where they are")
-    add("--limit", type=positive_int, default=None, metavar="N")
-    add("--out", type=Path, default=None, metavar="DIR",
-        help="for the runs' own files (None: study/)")
-    return parser.parse_args(argv)
+        help="cases at a time, sharing the cores")
+    add("--epochs", type=positive_int, default=EPOCHS, metavar="N",
+        help="passes over the training images")
+    add("--limit", type=positive_int, default=None, metavar="N",
+        help="train on the first N images only, for a quick trial")
+    return parse(parser, argv)
 
 
 def run_case(name: str, args: argparse.Namespace) -> dict:
-    """Train one case, or go on with it, and return its row; it prints into a file of its own."""
+    """Train one case, or go on with it, and return its row; it prints into its own log file."""
     torch.set_num_threads(threads(args.jobs))
     runs = args.out or REPOSITORY / "study"
     flags = ["--epochs", str(args.epochs), "--device", args.device, "--dataset", args.dataset,
@@ -86,13 +80,13 @@ def run_case(name: str, args: argparse.Namespace) -> dict:
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{name.replace(': ', '-')}.log").open("a") as log, redirect_stdout(log), \
             redirect_stderr(log):
-        results = vae.main(flags)
+        results = vae_variants.main(flags)
     return {"name": name, **{ours: results[theirs] for ours, theirs in KEYS.items()},
             "flags": results["flags"], "commit": results["commit"]}
 
 
 def threads(jobs: int) -> int:
-    """Return the threads of each of so many cases at a time."""
+    """Return the threads of each case when ``jobs`` run at a time."""
     return max(1, os.cpu_count() // jobs)
 
 
@@ -109,15 +103,15 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
                 print(f"[{number}/{len(runs)}] {runs[run]}: {run.result()['verdict']}, "
                       f"{(time.time() - start) / 60:.0f} min", flush=True)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that run are saved, no other begins
+            pool.shutdown(cancel_futures=True)  # running cases end, no other begins
             raise
     return sorted((run.result() for run in runs), key=lambda row: args.cases.index(row["name"]))
 
 
 def save_likelihoods(rows: list[dict], filename: Path) -> None:
-    """Plot -ELBO and -log p(x) of each binary case; between them lies what q costs.
+    """Plot -ELBO and -log p(x) of each binary case; the distance between them is the cost of q.
 
-    The failures that are provoked, and their cure, would be far to the right.
+    The provoked failures and their cure are left out: they would be far to the right.
     """
     shown = [row for row in rows if row["flags"]["likelihood"] == "bernoulli"
              and ":" not in row["name"]][::-1]
@@ -139,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Run the cases; write study.json and its figure, and return what the JSON holds."""
     args = parse_args(argv)
     rows = run_cases(args)
-    report = args.out or REPOSITORY / "report"
-    save_likelihoods(rows, report / "figures" / "study-likelihoods.pdf")
-    results = write_record(report / "results" / "study.json", args.device, rows=rows,
+    report, name = args.out or REPOSITORY / "report", run_name("study", args, named=["jobs"])
+    save_likelihoods(rows, report / "figures" / f"{name}-likelihoods.pdf")
+    results = write_record(report / "results" / f"{name}.json", args.device, rows=rows,
                            epochs=args.epochs, threads=threads(args.jobs))
     columns = ("test_elbo_nats", "test_nll_nats", "reconstruction_nats", "kl_nats")
     print(f"\n{'case':26}{'-ELBO':>9}{'NLL':>9}{'L':>9}{'KL':>9}  units  verdict")

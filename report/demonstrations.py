@@ -6,10 +6,11 @@ By the number of the question:
     1.4   the naive Monte Carlo estimate of log p(x) needs exponentially many draws
     1.5   KL divergences of Gaussians: closed form against sampling
     1.11  the reparametrized gradient has far less variance than the score function's
+    2.4   the minimax loss stops teaching G once D rejects its images; the other does not
     3.3   a general log-determinant takes O(m^3), a coupling's O(m)
     3.4   a density fitted to discrete values without noise has no upper bound
 
-    python report/demonstrations.py      # 12 s on one core: demo-*.pdf and demonstrations.json
+    python report/demonstrations.py      # 15 s on one core: demo-*.pdf and demonstrations.json
 """
 
 import math
@@ -18,17 +19,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-sys.path.pop(0)  # this folder: its numbers.py would hide the standard library's
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 
 import numpy as np
 import torch
-from torch import Tensor
+from a3.figures import TRAIN, VAL, canvas
+from a3.gan_losses import discriminator_loss, minimax_loss, nonsaturating_loss
+from a3.records import REPOSITORY, write_record
+from a3.runs import random_stream
+from torch import Tensor, nn
 
+import a3_gan_template as gan
 from a3_nf_template import Coupling, get_mask
-from datasets import REPOSITORY
-from figures import TRAIN, VAL, canvas
-from runs import generator, write_record
+from datasets import mnist
 
 SEED = 42
 HALF_WIDTH = {"width": 2.65, "height": 1.8}  # inches: two figures side by side
@@ -43,13 +46,13 @@ KL_DRAWS = 1_000_000
 GRADIENT_DRAWS = 400_000
 SIZES = (98, 196, 392, 784, 1568, 3136)  # m of the determinants; 784 is MNIST
 BATCH = 1000  # images in one sum of the coupling's log scales
+SATURATION_UPDATES = 200  # of D, against a G that stays as it is
+GENERATOR_LOSSES = {"minimax": minimax_loss, "nonsaturating": nonsaturating_loss}
 VALUES = 8  # of the discrete variable of 3.4: uniform, 3 bits
 WIDTHS = 2.0 ** np.arange(1, -10.5, -0.5)  # of the bumps that are fitted to it
 
 
-# ---------------------------------------------------------------------------------------------
-# The experiments
-# ---------------------------------------------------------------------------------------------
+# The experiments ---------------------------------------------------------------------------------
 
 def log_normal(x: Tensor, mean: Tensor | float, variance: float) -> Tensor:
     """Return log N(x; mean, variance) of every element, in nats."""
@@ -158,6 +161,41 @@ def determinant_times(noise: torch.Generator) -> tuple[list[float], list[float]]
     return dense, coupling
 
 
+def saturation(model: gan.GAN, optimizer_D: torch.optim.Optimizer,  # noqa: N803
+               batches: Sequence[Tensor]) -> dict[str, list[float]]:
+    """Train D alone, and measure what G would learn from it (after Arjovsky & Bottou 2017).
+
+    After each of D's updates, the norm of the gradient that G would get is measured for both
+    losses; G itself stays as it is.
+
+    Args:
+        batches: real images, (B, 784) in [-1, 1]; D makes one update with each.
+
+    Returns:
+        the norms of the two gradients, by name, and the mean D(G(z)) as "d_fake"; one value an
+        update.
+    """
+    generator, discriminator = model.generator.train(), model.discriminator
+    curves: dict[str, list[float]] = {name: [] for name in (*GENERATOR_LOSSES, "d_fake")}
+    noise = [torch.randn(len(x), generator.latent_dim) for x in batches]
+    for x, z in zip(batches, noise, strict=True):
+        discriminator.train()
+        loss = discriminator_loss(discriminator.logits(x),
+                                  discriminator.logits(generator(z).detach()))
+        optimizer_D.zero_grad()
+        loss.backward()
+        optimizer_D.step()
+
+        discriminator.eval()  # nothing random in what is measured
+        fake_a = discriminator.logits(generator(noise[0]))  # (B, 1), always of the same z
+        for name, g_loss in GENERATOR_LOSSES.items():
+            gradients = torch.autograd.grad(g_loss(fake_a), list(generator.parameters()),
+                                            retain_graph=True)
+            curves[name].append(nn.utils.get_total_norm(gradients).item())
+        curves["d_fake"].append(fake_a.sigmoid().mean().item())
+    return curves
+
+
 def growth(sizes: Sequence[float], times: Sequence[float]) -> float:
     """Return the exponent a of time ~ size^a, by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
@@ -179,13 +217,11 @@ def bits_of_bumps(width: float, with_noise: bool) -> float:
     return -log_p.mean().item() / math.log(2)
 
 
-# ---------------------------------------------------------------------------------------------
-# Figures and numbers
-# ---------------------------------------------------------------------------------------------
+# Figures and numbers -----------------------------------------------------------------------------
 
 def show_ring(folder: Path) -> None:
     """Draw a Gaussian cloud and its image, the ring."""
-    z = torch.randn(600, 2, generator=generator(SEED, "ring"))
+    z = torch.randn(600, 2, generator=random_stream(SEED, "ring"))
     with canvas(folder / "demo-ring.pdf", columns=2, **HALF_WIDTH) as axes:
         for axis, points, name in zip(axes, (z, ring(z)), ("z", "g(z)"), strict=True):
             axis.plot(*points.T, ".", markersize=2, color=VAL["color"], markeredgewidth=0)
@@ -196,7 +232,7 @@ def show_ring(folder: Path) -> None:
 
 def show_naive_estimate(folder: Path) -> dict:
     """Draw and return the error of naive Monte Carlo against D, for several L."""
-    errors = naive_errors(generator(SEED, "naive estimate"))
+    errors = naive_errors(random_stream(SEED, "naive estimate"))
     sizes = errors.abs().mean(dim=0)  # (len(DRAWS), LATENTS)
     dims = range(1, LATENTS + 1)
     with canvas(folder / "demo-naive-estimate.pdf", **HALF_WIDTH) as axis:
@@ -225,7 +261,7 @@ def plt_blue(i: int) -> tuple[float, float, float]:
 
 def compare_kl() -> dict:
     """Return the examples' divergences in closed form and by sampling."""
-    noise, rows = generator(SEED, "kl"), {}
+    noise, rows = random_stream(SEED, "kl"), {}
     for name, (mean, variance) in KL_EXAMPLES.items():
         sampled, error = sampled_kl(mean, variance, noise)
         rows[name] = {"mean": mean, "variance": variance, "kl_nats": gaussian_kl(mean, variance),
@@ -235,7 +271,7 @@ def compare_kl() -> dict:
 
 def show_gradients(folder: Path) -> dict:
     """Draw and return both variances, and their ratio beside the exact one."""
-    score, reparametrized = gradient_variances(generator(SEED, "gradient"))
+    score, reparametrized = gradient_variances(random_stream(SEED, "gradient"))
     dims = np.arange(1, LATENTS + 1)
     exact = (dims + 2) * (dims + 4) / 4
     with canvas(folder / "demo-gradient.pdf", **HALF_WIDTH) as axis:
@@ -252,9 +288,30 @@ def show_gradients(folder: Path) -> dict:
             "exact_ratio": {f"d{d}": float(exact[d - 1]) for d in (1, 2, 5, 10, 20)}}
 
 
+def show_saturation(folder: Path, data_root: str | None = None) -> dict:
+    """Draw both gradient norms and D(G(z)) against D's updates; return first and last values."""
+    args = gan.parse_args(["--recipe", "template", "--device", "cpu"])
+    train = mnist(data_root)[0]
+    torch.manual_seed(random_stream(SEED, "saturation").initial_seed())
+    model = gan.GAN(args.latent_dim)
+    batches = gan.scaled(train.images[:SATURATION_UPDATES * args.batch_size])
+    curves = saturation(model, gan.optimizers(model, args)[1], batches.split(args.batch_size))
+    updates = range(1, len(curves["d_fake"]) + 1)
+    with canvas(folder / "demo-saturation.pdf", columns=2) as (norms, outputs):
+        norms.semilogy(updates, curves["nonsaturating"], label="of $-\\log D(G(z))$", **VAL)
+        norms.semilogy(updates, curves["minimax"], label="of $\\log(1 - D(G(z)))$", **TRAIN)
+        norms.set(xlabel="update of $D$", ylabel="gradient norm of $G$")
+        norms.legend()
+        outputs.semilogy(updates, curves["d_fake"], **VAL)
+        outputs.set(xlabel="update of $D$", ylabel="mean $D(G(z))$")
+    return {"data": train.source.name,
+            **{f"{when}_{name}": curves[name][index] for name in curves
+               for when, index in (("first", 0), ("last", -1))}}
+
+
 def show_determinants(folder: Path) -> dict:
     """Draw and return the times, and the check of the coupling's log-determinant."""
-    noise = generator(SEED, "determinant")
+    noise = random_stream(SEED, "determinant")
     dense, coupling = determinant_times(noise)
     own, of_autograd = jacobian_check(noise)
     with canvas(folder / "demo-determinant.pdf", **HALF_WIDTH) as axis:
@@ -304,6 +361,7 @@ def main() -> dict:
         "naive_estimate": show_naive_estimate(folder / "figures"),
         "kl": compare_kl(),
         "gradient": show_gradients(folder / "figures"),
+        "saturation": show_saturation(folder / "figures"),
         "determinant": show_determinants(folder / "figures"),
         "discrete_density": show_discrete_density(folder / "figures"),
         "seed": SEED})

@@ -1,6 +1,6 @@
-"""Curves as vector PDF and image grids as exact PNG, in one look, for the report's text width.
+"""Curves as vector PDF and image grids as exact PNG, in one style, for the report's text width.
 
-Nothing here trains: every function draws numbers or images that it is given.
+Nothing here trains: every function draws the numbers or images it is given.
 """
 
 import itertools
@@ -11,16 +11,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
-matplotlib.use("pdf")  # no window, on any machine
-import matplotlib.pyplot as plt
-from PIL import Image
-
-TEXT_WIDTH_IN = 5.5  # of the NIPS page
+TEXT_WIDTH_IN = 5.5  # the NIPS page's
 ZOOM = 3  # each pixel becomes 3 x 3 equal ones, so that no viewer blurs it
 GAP_PX = 2  # between two images of a grid
-LABEL_DISTANCE = 0.085  # at least, of two labels on the unit square
+LABEL_DISTANCE = 0.085  # smallest distance of two labels on the unit square
 # Two colours of different lightness (Okabe & Ito 2008), and lines of different style: readable in
 # grey and by colour-blind readers.
 TRAIN = {"color": "#E69F00", "linestyle": "--", "linewidth": 1.2}
@@ -38,25 +36,22 @@ STYLE = {
 @contextmanager
 def canvas(path: Path, columns: int = 1, width: float = TEXT_WIDTH_IN, height: float = 2.0,
            **options):
-    """Yield the axes of a figure of the report's look, and write it as PDF at the end.
+    """Yield the axes of a figure in the report's style, and write it as PDF at the end.
 
-    The date is left out of the file, so that equal numbers give equal bytes.
+    The figure has a canvas of its own: the user's pyplot stays as it is. The date is left out of
+    the file, so that equal numbers give equal bytes.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained",
-                                    **options)
-        try:
-            yield axes
-            figure.savefig(path, metadata={"CreationDate": None})
-        finally:
-            plt.close(figure)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.subplots(1, columns, **options)
+        figure.savefig(path, metadata={"CreationDate": None})
 
 
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Lay images out in rows, with white lines between and around them.
 
     Args:
-        images: (N, 784) grey values in [0, 1]; what is outside is clipped.
+        images: (N, 784) grey values in [0, 1]; others are clipped.
 
     Returns:
         (H, W) uint8; an incomplete last row is filled up with white.
@@ -84,6 +79,20 @@ def save_png(sheet: np.ndarray, path: Path) -> None:
     Image.fromarray(sheet.repeat(ZOOM, 0).repeat(ZOOM, 1)).save(path, optimize=True)
 
 
+def save_gallery(run, kind: str = "samples") -> None:
+    """Write the first 16 images of every moment so far side by side, in the order of training."""
+    moments = [run.snapshots[epoch] for epoch in sorted(run.snapshots)]
+    save_png(join([tile(moment[kind][:16], 4) for moment in moments], axis=1),
+             run.figure("gallery.png"))
+
+
+def save_moments(run) -> None:
+    """Write the samples of the start, half and end of a run, and the gallery of all moments."""
+    for name, moment in run.named_moments():
+        save_png(tile(moment["samples"], 5), run.figure(f"samples-{name}.png"))
+    save_gallery(run)
+
+
 def train_and_val(axis, train: Sequence[float], val: Sequence[float], label: str,
                   legend: str = "upper right") -> None:
     """Draw the two curves of one quantity against epochs 0, 1, ...; the legend has both ends."""
@@ -96,7 +105,7 @@ def train_and_val(axis, train: Sequence[float], val: Sequence[float], label: str
 
 
 def epochs(axis) -> None:
-    """Label the horizontal axis as epochs, which are whole, also of a short run."""
+    """Label the horizontal axis as epochs: whole numbers, in a short run too."""
     axis.set_xlabel("epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
 
@@ -109,7 +118,7 @@ def log_ticks(axis, ticks: Sequence[float]) -> None:
 
 
 def apart(places: np.ndarray, distance: float) -> np.ndarray:
-    """Return the places (N, 2), moved so that no two are nearer to each other than so much."""
+    """Return the places (N, 2), moved so that no two are closer than ``distance``."""
     places = places.copy()
     for _ in range(100):
         for i, j in itertools.combinations(range(len(places)), 2):
@@ -126,15 +135,15 @@ def scatter_quantiles(path: Path, points: Tensor, labels: Tensor) -> None:
     """Draw labelled points of the plane by their quantiles under N(0, I), one colour a class.
 
     The axes are those of the inverse-CDF grid (``latents.normal_grid``), so that the cloud of a
-    class lies where the manifold shows its digits; the class stands at the median of its cloud,
-    or a little beside it where two would stand on one another.
+    class lies where the manifold shows its digits. The label of a class stands at the median of
+    its cloud, or a little beside it where two labels would overlap.
     """
     quantiles = torch.special.ndtr(points).numpy()
     clouds = [quantiles[labels.numpy() == digit] for digit in range(10)]
     places = apart(np.array([np.median(cloud, axis=0) for cloud in clouds]), LABEL_DISTANCE)
     with canvas(path, width=2.7, height=2.7) as axis:
         for digit, (cloud, place, color) in enumerate(
-                zip(clouds, places, plt.get_cmap("tab10").colors, strict=True)):
+                zip(clouds, places, matplotlib.colormaps["tab10"].colors, strict=True)):
             axis.plot(*cloud.T, ".", markersize=2, alpha=0.5, color=color, rasterized=True,
                       markeredgewidth=0)
             axis.annotate(str(digit), place, fontsize=8, weight="bold", ha="center", va="center",

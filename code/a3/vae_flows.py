@@ -1,12 +1,11 @@
-"""Invertible maps of codes, for a posterior or a prior that is no diagonal Gaussian.
+"""Invertible maps of codes, for a posterior or prior that is not a diagonal Gaussian.
 
 A VAE whose code is z = F(z_0; x) with z_0 ~ N(mean(x), std(x)^2) is an f-VAE (Su & Wu 2018), and
 by the change of variables log q(z|x) = log q_0(z_0|x) - log |det dF/dz_0|. A prior whose codes
 become standard normal, u = G(z), has the density log p(z) = log N(u; 0, I) + log |det dG/dz|.
 
-The couplings are the affine ones of Real NVP, but not those of a3_nf_template.py: a code has few
-dimensions and no pixels to mask, the posterior's also see the image, and their scales may be
-learned without a bound on the code. A shared module also imports no script.
+The couplings are Real NVP's affine ones, but not those of a3_nf_template.py: a code has few
+dimensions and no pixels to mask, and the posterior's couplings also see the image.
 """
 
 import torch

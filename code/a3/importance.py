@@ -1,4 +1,4 @@
-"""Likelihood by importance sampling: a bound of log p(x) that tightens with every draw.
+"""Likelihood by importance sampling: a bound on log p(x) that tightens with every draw.
 
 With weights w_k = p(x, z_k) / q(z_k | x) and z_k ~ q(z|x), the mean of K weights is an unbiased
 estimate of p(x), so by Jensen's inequality
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runs import progress
+from a3.runs import progress
 
 
 class Estimate(NamedTuple):
@@ -29,12 +29,13 @@ class Estimate(NamedTuple):
         """Return the average over the images, in nats."""
         return self.nll.mean().item()
 
-    def draw_error(self) -> float:
-        """Return the standard error of the average that comes from the draws (Monte Carlo)."""
-        return (self.variance.sum().sqrt() / len(self.nll)).item()
+    def draw_error(self) -> float | None:
+        """Return the standard error of the average due to the draws; None with one draw."""
+        error = (self.variance.sum().sqrt() / len(self.nll)).item()
+        return error if math.isfinite(error) else None
 
     def image_error(self) -> float:
-        """Return the standard error of the average as one of other images of the same kind."""
+        """Return the standard error of the average due to the choice of images."""
         return (self.nll.std() / math.sqrt(len(self.nll))).item()
 
 
@@ -43,13 +44,13 @@ def importance_sampled_nll(log_weights: Callable[[Tensor, int], Tensor], batches
                            chunk: int) -> Estimate:
     """Estimate -log p(x) of every image with K draws each.
 
-    The variance is that of two halves of the draws, (l_1 - l_2)^2 / 4 with l their log mean
-    weights. Of one image it is crude, of a test set's average it is good. Where a few weights
-    carry the sum it is up to half too small (the delta method far more). The bias of a finite K
-    is not in it.
+    The variance comes from two halves of the draws: (l_1 - l_2)^2 / 4, with l their log mean
+    weights. It is crude for one image and good for a test set's average. Where a few weights
+    carry the sum it is up to half too small (the delta method far more). It leaves out the bias
+    of a finite K.
 
     Args:
-        log_weights: (x, n) to n fresh log-weights of each image of x, (n, B) nats.
+        log_weights: (x, n) to n fresh log-weights of each image in x, (n, B) nats.
         batches: yields images x, (B, ...).
         n_samples: K, which need not be a multiple of ``chunk``; 1 leaves the variance NaN.
         chunk: draws at once.

@@ -1,28 +1,23 @@
-"""A digit classifier, by which samples are counted, judged and compared.
+"""A digit classifier, which counts samples by digit and gives the features they are judged by.
 
 There is no agreed feature network for MNIST, so Frechet distances by this one compare only within
-this repository; every result that uses it records its test accuracy and the hash of its weights.
-
-    python code/digit_classifier.py         # 1 min on 2 cores: 99 % of the test digits are right
+this repository. Every result that uses it records its test accuracy and the hash of its weights.
 """
 
-import argparse
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import device_name, exit_with
-from datasets import REPOSITORY, Split, binarize, mnist
-from runs import RunError, one_cycle, progress, write_atomically
-from sample_metrics import frechet_distance
+from a3.judge_metrics import frechet_distance
+from a3.records import write_atomically
+from a3.runs import RunError, one_cycle, progress
 
 EPOCHS = 4
 FEATURES = 128
-CLEAR = 0.9  # probability of its likeliest digit from which an image counts as a clear one
+CLEAR = 0.9  # an image counts as clear if its likeliest digit is more probable than this
 
 
 class DigitClassifier(nn.Module):
@@ -40,40 +35,35 @@ class DigitClassifier(nn.Module):
             nn.Flatten(), nn.Linear(32 * 7 * 7, FEATURES), nn.ReLU())
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(FEATURES, 10))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features, (B, 128)."""
+    def features(self, x: Tensor) -> Tensor:
+        """Return the activations of the last layer but one, (B, 128)."""
         return self.body(x)
 
-    def logits(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the ten digits, (B, 10)."""
-        return self.head(self.body(x))
+        return self.head(self.features(x))
 
 
-# ---------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------
+# Training ----------------------------------------------------------------------------------------
 
-def trained_classifier(data_root: str | Path | None, dataset: str, device: str,
-                       folder: Path = REPOSITORY / "checkpoints", binary: bool = False
-                       ) -> tuple[DigitClassifier, dict]:
+def trained_classifier(train, test, folder: Path, kind: str = "") -> tuple[DigitClassifier, dict]:
     """Return the classifier, in eval mode, and its facts; trained once, then read from disk.
 
     Args:
-        dataset: "mnist" or "sample", as for ``datasets.mnist``.
+        train, test: Splits with labels, pixels in 0..255.
         folder: where it is kept between runs.
-        binary: train and test on binary images, drawn once from the grey ones.
+        kind: what the images are, for the file's name, if not MNIST as it is.
 
     Returns:
         the network, and a dict with its test accuracy and the SHA-256 of its weights.
+
+    Raises:
+        RunError: the file is damaged.
     """
-    train, _, test = mnist(data_root, dataset=dataset, device=device)
-    if binary:
-        for seed, split in enumerate((train, test)):
-            split.images = 255 * binarize(split.images, seed)
-    kind = "-binary" if binary else ""
-    file = folder / f"digit-classifier-{train.source.name}{kind}.pt"
+    device = train.images.device
+    file = folder / f"digit-classifier-{'-'.join(filter(None, (train.source.name, kind)))}.pt"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # one network for all who compare by it
+        torch.manual_seed(0)  # everybody compares by one network
         classifier = DigitClassifier().to(device)
         if file.exists():
             try:
@@ -83,7 +73,7 @@ def trained_classifier(data_root: str | Path | None, dataset: str, device: str,
                 raise RunError(f"'{file}' cannot be read as the digit classifier "
                                f"({type(error).__name__}); delete it") from error
         else:
-            print(f"training the digit classifier{kind}, once", flush=True)
+            print(f"training the digit classifier, once: {file.name}", flush=True)
             fit(classifier, train)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, lambda out: torch.save(classifier.state_dict(), out))
@@ -95,29 +85,26 @@ def trained_classifier(data_root: str | Path | None, dataset: str, device: str,
         "classifier_sha256": hashlib.sha256(weights).hexdigest()}
 
 
-def fit(classifier: DigitClassifier, data: Split) -> None:
-    """Train by cross-entropy on the labelled training images, in an order of its own."""
+def fit(classifier: DigitClassifier, data) -> None:
+    """Train by cross-entropy on a Split of labelled images, shuffled independently of it."""
     optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3, fused=True)
-    scheduler = one_cycle(optimizer, EPOCHS * len(data))
+    one_cycle(optimizer, EPOCHS * len(data))
     classifier.train()
     for _ in range(EPOCHS):
         order = torch.randperm(len(data.images)).to(data.images.device)
         for index in progress(order.split(data.batch_size)):
-            logits = classifier.logits(data.images[index] / 255)
+            logits = classifier(data.images[index] / 255)  # (B, 10)
             optimizer.zero_grad()
             F.cross_entropy(logits, data.labels[index]).backward()
             optimizer.step()
-            scheduler.step()
 
 
-# ---------------------------------------------------------------------------------------------
-# Judging images: all are (N, 784) grey values in [0, 1]
-# ---------------------------------------------------------------------------------------------
+# Judging images: all are (N, 784) grey values in [0, 1] ------------------------------------------
 
 @torch.no_grad()
 def classify(classifier: DigitClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the likeliest digit of each image and its probability, each (N,)."""
-    logits = torch.cat([classifier.logits(batch) for batch in images.split(1000)])
+    logits = torch.cat([classifier(batch) for batch in images.split(1000)])  # (N, 10)
     probability, digit = logits.softmax(dim=1).max(dim=1)
     return digit, probability
 
@@ -125,15 +112,16 @@ def classify(classifier: DigitClassifier, images: Tensor) -> tuple[Tensor, Tenso
 @torch.no_grad()
 def features(classifier: DigitClassifier, images: Tensor) -> Tensor:
     """Return the features of all images, (N, 128) float64 on the CPU."""
-    return torch.cat([classifier(batch) for batch in images.split(1000)]).cpu().double()
+    rows = [classifier.features(batch) for batch in images.split(1000)]
+    return torch.cat(rows).cpu().double()
 
 
-def sample_quality(classifier: DigitClassifier, samples: Tensor, val: Tensor, test: Tensor
-                   ) -> dict:
-    """Return how far samples are from real images, and which digits they are.
+def judge_samples(classifier: DigitClassifier, samples: Tensor, val: Tensor, test: Tensor
+                  ) -> dict:
+    """Return how far samples are from real images, and which digits they show.
 
-    Frechet distances of the samples to val, by which recipes may be chosen, and to test; and, as
-    the floor, of val to test: what real images score that neither G nor the classifier has seen.
+    Frechet distances of the samples to val, by which recipes may be chosen, and to test; and the
+    floor: the distance of val to test, real images that neither G nor the classifier has seen.
     """
     digits, probability = classify(classifier, samples)
     shares = (digits.bincount(minlength=10) / len(digits)).tolist()
@@ -146,18 +134,3 @@ def sample_quality(classifier: DigitClassifier, samples: Tensor, val: Tensor, te
             "smallest_class_share": min(shares),
             "classes_found": sum(share > 0 for share in shares),
             "clear_share": (probability > CLEAR).float().mean().item()}
-
-
-def main(argv: Sequence[str] | None = None) -> dict:
-    """Train the classifier, or read it, and print its test accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_root", default=None, metavar="DIR")
-    parser.add_argument("--dataset", choices=("auto", "mnist", "sample"), default="auto")
-    parser.add_argument("--device", type=device_name, default="auto")
-    _, facts = trained_classifier(**vars(parser.parse_args(argv)))
-    print(f"test accuracy {100 * facts['classifier_test_accuracy']:.2f} %")
-    return facts
-
-
-if __name__ == "__main__":
-    exit_with(main)

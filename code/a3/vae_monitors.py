@@ -1,8 +1,9 @@
-"""Signs of health of a VAE: is its code used, and is it a code or a list of images?
+"""Monitors of a VAE: does its code carry information, and does it still generalise?
 
-Two failures are opposite. In *posterior collapse* q(z|x) is the prior for every x: the code says
-nothing. In *information overload* q(z|x) shrinks to a point far out, a code of its own for every
-image, and draws from the prior decode to nothing that was seen (Garcia 2019, section 3).
+Two failures are opposite. In *posterior collapse* q(z|x) is the prior for every x: the code
+carries no information about the image. In *information overload* q(z|x) shrinks to a point far
+from the prior's mass, one for every image, and draws from the prior decode to images unlike any
+seen (Garcia 2019, section 3).
 """
 
 import math
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets import Split
-from runs import generator
+from a3.runs import random_stream
 
 EXAMINED_IMAGES = 2000
 EXAMINED_CODES = 200  # of these, for the mutual information
@@ -21,16 +21,16 @@ COLLAPSED_KL_NATS = 0.1
 OVERLOADED_STD = 1e-3
 COLLAPSE, OVERLOAD, HEALTHY = "posterior collapse", "information overload", "healthy"
 REMEDIES = {
-    COLLAPSE: "the code says nothing about the image; try --objective free_bits, or --objective "
-              "beta with --beta below 1 or with --beta_warmup",
-    OVERLOAD: "the code singles out every image; the KL is missing from the objective or too "
-              "weak: try --objective elbo, or beta with a larger --beta",
+    COLLAPSE: "the code carries no information; try --objective free_bits, or --objective beta "
+              "with --beta below 1 or with --beta_warmup",
+    OVERLOAD: "the code singles out every image; the objective lacks the KL or weights it too "
+              "little: try --objective elbo, or beta with a larger --beta",
 }
 
 
 @dataclass
 class Health:
-    """What is looked at, over a set of images."""
+    """The state of the codes of a set of images."""
 
     active_units: int
     mutual_information_nats: float
@@ -38,7 +38,7 @@ class Health:
     verdict: str
 
     def numbers(self, split: str = "val") -> dict[str, float]:
-        """Return the numbers by the names that records use."""
+        """Return the numbers by the names in records."""
         return {f"{split}_active_units": self.active_units,
                 f"{split}_mutual_information_nats": self.mutual_information_nats,
                 f"{split}_smallest_std": self.smallest_std}
@@ -61,7 +61,7 @@ def mutual_information(log_q: Tensor) -> float:
     (Hoffman & Johnson 2016, "ELBO surgery", eq. 4); it cannot exceed log N.
 
     Args:
-        log_q: (M, N) nats, log q(z_i|x_j) of codes z_i ~ q(z|x_i) of the first M of the images.
+        log_q: (M, N) nats, log q(z_i|x_j) for codes z_i ~ q(z|x_i) of the first M images.
     """
     log_q = log_q.double()
     log_aggregate = log_q.logsumexp(dim=1) - math.log(log_q.shape[1])
@@ -69,7 +69,7 @@ def mutual_information(log_q: Tensor) -> float:
 
 
 def pixel_entropy(images: Tensor) -> float:
-    """Return the sum of the entropies of the pixels, in nats: a bound of an image's entropy.
+    """Return the sum of the pixels' entropies, in nats: a bound on the entropy of an image.
 
     A code needs no more than this to name any image, whatever the model.
 
@@ -88,7 +88,7 @@ def verdict(kl: float, active: int, smallest_std: float, entropy: float) -> str:
         kl: mean KL(q(z|x) || p(z)), nats.
         active: number of active units.
         smallest_std: of q(z|x), over images and dimensions.
-        entropy: nats that suffice to name any image.
+        entropy: nats that are enough to name any image.
     """
     if kl < COLLAPSED_KL_NATS or active == 0:
         return COLLAPSE
@@ -102,7 +102,7 @@ def examine(mean: Tensor, log_std: Tensor, log_q: Tensor, kl: float, entropy: fl
 
     Args:
         mean: (N, D), the middle of each posterior.
-        log_std: (N, D), of a flow, before it.
+        log_std: (N, D), before the flow if there is one.
         log_q: (M, N), see ``mutual_information``.
         kl: mean KL of the posterior from the prior, nats.
         entropy: of the images, see ``pixel_entropy``.
@@ -112,24 +112,23 @@ def examine(mean: Tensor, log_std: Tensor, log_q: Tensor, kl: float, entropy: fl
                   verdict(kl, active, smallest, entropy))
 
 
-def log_posterior(model, z: Tensor, x: Tensor) -> Tensor:
-    """Return log q(z_i|x_j) of all pairs, (M, N) nats; z (M, D) codes, x (N, 784) pixels."""
-    mean, log_std, features = model.encoder.posterior(x)
-    z_0, ldj = model.posterior.inverse(z[:, None].expand(-1, len(x), -1), features)
-    eps = (z_0 - mean) * torch.exp(-log_std)
-    return ldj - (0.5 * eps**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
-
-
 @torch.no_grad()
-def check_codes(model, data: Split, kl: float, entropy: float) -> Health:
-    """Look for collapse and overload in what a VAE makes of some images of a split.
+def check_codes(model, data, kl: float, entropy: float) -> Health:
+    """Look for collapse and overload in the codes that a VAE gives some images of a split.
 
-    They are drawn, as a file may be in an order: the first half of MNIST's test images is easier.
+    The images are drawn at random, since a file may be sorted: the first half of MNIST's test
+    images is easier.
+
+    Args:
+        model: a VariantVAE.
+        data: a Split.
+        kl: mean KL over the split, nats.
+        entropy: see ``pixel_entropy``.
     """
-    order = torch.randperm(len(data.images), generator=generator(0, "examined images"))
-    x = data.images[order[:EXAMINED_IMAGES].to(data.images.device)].float() * data.scale
-    mean, log_std, features = model.encoder.posterior(x)
-    eps = torch.randn(mean.shape, generator=generator(0, "monitors")).to(x.device)
+    order = torch.randperm(len(data.images), generator=random_stream(0, "examined images"))
+    x = data.pixels(data.images[order[:EXAMINED_IMAGES].to(data.images.device)])
+    mean, log_std, features = model.gaussian(x)
+    eps = torch.randn(mean.shape, generator=random_stream(0, "monitors")).to(x.device)
     z = model.terms(x, eps).z[:EXAMINED_CODES]
-    log_q = torch.cat([log_posterior(model, rows, x) for rows in z.split(20)])
+    log_q = torch.cat([model.log_posterior(rows, x) for rows in z.split(20)])  # (M, N)
     return examine(model.posterior(mean, features)[0], log_std, log_q, kl, entropy)

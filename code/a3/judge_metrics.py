@@ -1,8 +1,8 @@
 """How far a set of samples is from a set of real images, by their features.
 
-Features are (N, F) float64 on the CPU, from the last layer but one of a digit classifier. Each
-measure compares only with the same one by the same features on as many images; what it is worth
-shows beside the floor, which is its value between two sets of real images.
+Features are (N, F) float64 on the CPU, from the last layer but one of a digit classifier. A
+measure compares only with itself, by the same features on as many images; judge it against the
+floor, its value between two sets of real images.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 NEIGHBOURS_PRECISION = 3  # Kynkaanniemi et al. (2019), section 3
 NEIGHBOURS_COVERAGE = 5  # Naeem et al. (2020), section 4
 SUBSETS, SUBSET_SIZE = 100, 1000  # Binkowski et al. (2018), section 4
-ROWS = 2000  # of a distance matrix at once
+ROWS = 2000  # rows of a distance matrix computed at once
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:

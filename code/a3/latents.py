@@ -1,4 +1,4 @@
-"""Points and paths in latent space.
+"""Points and paths in the latent space of any model.
 
 A standard Gaussian in many dimensions lives near the sphere of radius sqrt(D). A straight line
 between two of its draws leaves that sphere (half-way the norm is lower by a factor sqrt(2)); the
@@ -43,6 +43,11 @@ def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
         return lerp(start, end, steps)
     t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)[:, None]
     return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+
+
+def line_and_arc(start: Tensor, end: Tensor, steps: int = 9) -> Tensor:
+    """Return the straight line, then the great arc, from one code to another, (2 * steps, D)."""
+    return torch.cat((lerp(start, end, steps), slerp(start, end, steps)))
 
 
 def quantiles(side: int) -> np.ndarray:

@@ -1,8 +1,8 @@
-r"""Write numbers.tex: one macro for every number that the report names, from results/*.json.
+r"""Write numbers.tex: one macro for each number that the report names, from results/*.json.
 
 A number without a result stops the build, with one line that says which and where.
 
-    python report/numbers.py      # the standard library is all that it needs
+    python report/macros.py       # needs nothing but the standard library
 """
 
 import json
@@ -19,12 +19,12 @@ def typeset(value: object, decimals: str) -> str:
     """Return a result as TeX that is right in text and in formulas.
 
     Raises:
-        ReportError: it is no number or text, or a fraction without a number of decimals.
+        ReportError: it is neither number nor text, or a fraction without a number of decimals.
     """
     if isinstance(value, str):
         return "".join(ESCAPED.get(sign, sign) for sign in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ReportError(f"is no number: {json.dumps(value)}")
+        raise ReportError(f"is not a number: {json.dumps(value)}")
     if isinstance(value, float) and not decimals:
         raise ReportError(f"is {value}: with how many decimals?")
     shown = f"{value:,.{decimals or 0}f}"
@@ -50,7 +50,7 @@ def main() -> int:
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    lines = ["% Written by numbers.py from results/*.json; not to be edited.",
+    lines = ["% Written by macros.py from results/*.json; do not edit.",
              rf"\newcommand{{\fingerprint}}{{{made_of}}}",
              *(rf"\expandafter\def\csname {name}{rest}" for name, rest in sorted(macros.items()))]
     (REPORT / "numbers.tex").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,156 @@
+"""The command line: flags, recipes, the name of a run, errors in one line.
+
+    parser = flags("Train ...", epochs=40, lr=3e-3, batch_size=128, sources=("mnist", "sample"))
+    parser.add_argument("--zdim", type=positive_int, default=20)
+    args = parse(parser, argv)
+    ...
+    if __name__ == "__main__":
+        exit_with(main)
+
+Whatever a user can get wrong ends in one line that names the flag or the file, what came and what
+was expected: exit status 2 for flags, 1 for data and runs, 130 after Ctrl-C.
+"""
+
+import argparse
+import hashlib
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from a3.devices import device_name
+from a3.fetch import DataError, Source
+from a3.runs import NOT_METHOD, Interrupted, RunError
+
+SEED = 42
+LONGEST_NAME = 160  # characters of a run's name; file systems allow 255 with all that is added
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    return _number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    return _number(text, float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+
+
+def share(text: str) -> float:
+    """Parse a number from 0 to below 1."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def seed_int(text: str) -> int:
+    """Parse a seed that every generator accepts."""
+    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number of at least 0")
+
+
+def _number(text: str, kind: Callable, good: Callable, expected: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not good(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {expected}")
+    return value
+
+
+def tool_flags(description: str, sources: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    """Return a parser with the flags that every script has, those that train nothing included."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--device", type=device_name, default="auto", help="auto, cpu, cuda or mps")
+    if sources:
+        add("--dataset", choices=("auto", *sources), default="auto",
+            help="auto: the first available source")
+    add("--data_root", default=None, metavar="DIR",
+        help="data folder (None: the variable A3_DATA, else data/ of the repository)")
+    add("--out", type=Path, default=None, metavar="DIR",
+        help="folder for figures/, results/ and checkpoints/ (None: report/ and checkpoints/)")
+    return parser
+
+
+def flags(description: str, epochs: int, lr: float, batch_size: int, sources: tuple[str, ...],
+          precision: str = "float32", epochs_alias: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser with the flags of every training; the arguments are their defaults."""
+    parser = tool_flags(description, sources)
+    add = parser.add_argument
+    add(*filter(None, (epochs_alias, "--epochs")), dest="epochs", type=positive_int,
+        default=epochs, metavar="N", help="passes over the training images")
+    add("--batch_size", type=positive_int, default=batch_size, metavar="N",
+        help="images in one update")
+    add("--lr", type=positive_float, default=lr, help="learning rate (peak of the schedule)")
+    add("--seed", type=seed_int, default=SEED, help="seed of weights, order, noise and figures")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default=precision,
+        help="precision of matrix products; auto: bfloat16 where the hardware has it")
+    add("--resume", action="store_true", help="go on from the last checkpoint of this run")
+    add("--limit", type=positive_int, default=None, metavar="N",
+        help="train on the first N images only, for a quick trial")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
+          recipes: dict[str, dict] | None = None) -> argparse.Namespace:
+    """Parse the command line; a recipe sets other defaults, which flags still override.
+
+    Args:
+        recipes: the defaults that each value of ``--recipe`` sets, by flag.
+
+    Returns:
+        the flags, and as ``changed`` those that differ from their defaults, by name.
+    """
+    if recipes:
+        parser.set_defaults(**recipes[parser.parse_args(argv).recipe])
+    args = parser.parse_args(argv)
+    args.changed = {key: value for key, value in vars(args).items()
+                    if value != parser.get_default(key)}
+    return args
+
+
+def run_name(method: str, args: argparse.Namespace, source: Source | None = None,
+             usual_source: str = "", named: Sequence[str] = ()) -> str:
+    """Name a run so that no other run overwrites its results.
+
+    Only the full run at the default flags has the method's name alone. The source, if it is not
+    the usual one, and the flags that differ are added, as in "vae-z20-seed1".
+
+    Args:
+        named: flags that ``method`` already names.
+    """
+    skip = NOT_METHOD | {*named} | ({"dataset"} if source else set())
+    parts = [method] + ([source.name] if source and source.name != usual_source else [])
+    for key, value in args.changed.items():
+        if key not in skip:
+            text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+            parts.append(key + re.sub(r"[^\w.+-]", "", text))
+    name = "-".join(parts)
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[:LONGEST_NAME - 9]}-{digest}"
+    return name
+
+
+def exit_with(main: Callable) -> None:
+    """Run ``main``; what a user can cause ends in one line, never in a traceback.
+
+    Exit status: 0, 1 for data and run errors, 130 after Ctrl-C (argparse gives 2 for flags).
+    """
+    try:
+        main()
+    except Interrupted as stop:
+        print(stop)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("\nstopped")
+        sys.exit(130)
+    except (DataError, RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,50 @@
+"""The hardware that a run uses: which there is, what it is called, what it is good at."""
+
+import argparse
+import contextlib
+import platform
+from pathlib import Path
+
+import torch
+
+
+def device_name(text: str) -> str:
+    """Parse a device and check that this machine has it.
+
+    Returns:
+        "cpu", "cuda" or "mps"; "auto" becomes the fastest of those available.
+
+    Raises:
+        ArgumentTypeError: the name is unknown, or this machine has no such device.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    if text == "auto":
+        return next(name for name, available in there.items() if available)
+    if text not in there:
+        raise argparse.ArgumentTypeError(f"'{text}' is not one of auto, {', '.join(there)}")
+    if not there[text]:
+        raise argparse.ArgumentTypeError(f"this machine has no '{text}'; use auto or cpu")
+    return text
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Return whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    with contextlib.suppress(OSError):
+        return device == "cpu" and any(
+            flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return False
+
+
+def describe_device(device: str) -> str:
+    """Return the device with its model and, for a processor, the threads in use."""
+    if device == "cuda":
+        return f"cuda: {torch.cuda.get_device_name()}"
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(x for x in lines if x.startswith("model name")).split(":")[1].strip()
+    threads = torch.get_num_threads()
+    return f"{device}: {model}, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,81 @@
+"""What a run of the GAN draws: losses, samples, walks between classes, nearest neighbours."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from a3 import figures
+from a3.judge_classifier import classify
+from a3.judge_metrics import nearest
+from a3.latents import line_and_arc, slerp
+from a3.runs import Run, random_stream
+
+
+def grey(images: Tensor) -> Tensor:
+    """Map [-1, 1], G's range, to grey values in [0, 1]."""
+    return (images + 1) / 2
+
+
+def save_loss_plot(history: Sequence[dict], loss: str, filename: Path) -> None:
+    """Plot losses and D's outputs; for the default loss mark their values where p_g = p_data."""
+    panels = [(("d_loss", "$L_D$"), ("g_loss", "$L_G$"), "loss [nats]"),
+              (("d_real", "$D(x)$"), ("d_fake", "$D(G(z))$"), "mean output of $D$")]
+    references = [((math.log(4), "log 4"), (math.log(2), "log 2")), ((0.5, "1/2"),)]
+    with figures.canvas(filename, columns=2) as axes:
+        for axis, (*curves, label), levels in zip(axes, panels, references, strict=True):
+            for (key, name), style in zip(curves, (figures.VAL, figures.TRAIN), strict=True):
+                axis.plot([row[key] for row in history], label=name, **style)
+            for level, name in levels if loss == "nonsaturating" else ():
+                axis.axhline(level, color="0.4", linewidth=0.6, linestyle=":")
+                axis.annotate(name, (len(history) - 1, level), fontsize=7, ha="right", va="bottom")
+            axis.set_ylabel(label)
+            figures.epochs(axis)
+            axis.legend()
+
+
+def draw_moment(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Draw what the figures show of one moment of training, always from the same z."""
+    return {"samples": grey(model.sampler(seed).sample(25, random_stream(seed, "figures"))).cpu()}
+
+
+def save_training_figures(run: Run) -> None:
+    """Draw the curves, and samples of the moments so far."""
+    save_loss_plot(run.history, run.args.loss, run.figure("losses.pdf"))
+    figures.save_moments(run)
+
+
+def save_update(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write 25 samples if the optimizer's updates are a multiple of ``--save_interval``."""
+    updates = int(next(iter(optimizer.state.values()))["step"])
+    if updates % run.args.save_interval == 0:
+        figures.save_png(figures.tile(draw_moment(model, run.args.seed)["samples"], 5),
+                         run.figure(f"update-{updates:06}.png"))
+
+
+def save_latent_figures(run: Run, generator: nn.Module, classifier: nn.Module,
+                        train_images: Tensor) -> list[int]:
+    """Draw walks between two classes, a chain of walks, and the nearest training images.
+
+    Args:
+        train_images: (N, 784) grey values in [0, 1].
+
+    Returns:
+        the digits at both ends of the walks, as the classifier sees them.
+    """
+    z = torch.randn(1000, run.args.latent_dim, generator=random_stream(run.args.seed, "walks"))
+    images = grey(generator.decode(z))  # (1000, 784)
+    digits, probabilities = (value.cpu() for value in classify(classifier, images))
+    start = int(probabilities.argmax())
+    end = int(torch.where(digits == digits[start], 0, probabilities).argmax())
+    figures.save_png(figures.tile(grey(generator.decode(line_and_arc(z[start], z[end]))), 9),
+                     run.figure("interpolation.png"))
+    chain = torch.cat([slerp(one, other, steps=9) for one, other in pairwise(z[:6])])  # (45, d)
+    figures.save_png(figures.tile(grey(generator.decode(chain)), 9), run.figure("chain.png"))
+    _, index = nearest(images[:10], train_images)
+    pairs = torch.cat((images[:10], train_images[index]))
+    figures.save_png(figures.tile(pairs, 10), run.figure("nearest.png"))
+    return [int(digits[start]), int(digits[end])]

@@ -1,0 +1,78 @@
+"""Results on the disk: written whole or not at all, with the commit that made them."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from a3.devices import describe_device
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def write_atomically(path: Path, content: bytes | Callable) -> None:
+    """Write a file so that a crash leaves either the old file or the new one.
+
+    Args:
+        content: the bytes, or a function that writes them to an open binary file.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Write a record as JSON, a key a line."""
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def write_table(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    """Write rows with the same keys as CSV, six significant digits a number."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in rows)
+    write_atomically(path, table.getvalue().encode())
+
+
+def write_record(path: Path, device: str, **numbers) -> dict:
+    """Write numbers that belong to no single training run, and where they come from.
+
+    Returns:
+        what the file holds.
+    """
+    record = {**numbers, "device": describe_device(device), "torch": str(torch.__version__),
+              "commit": commit(), "date": now()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return record
+
+
+def now() -> str:
+    """Return the time as ISO 8601, in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def commit() -> str:
+    """Return the git commit of the code, with "-dirty" if code/ differs from it, or "unknown"."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True,
+                              check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "code"], capture_output=True,
+                                 text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("-dirty" if changed else "")
