@@ -14,8 +14,8 @@ gradient does not vanish while D wins; other objectives are in a3/gan_losses.py.
     real_a  (B, 1)     D's logit on x: D(x) = sigmoid(real_a)
     fake_a  (B, 1)     D's logit on G(z)
 
-    python code/a3_gan_template.py                      # 30 min on 2 cores: Frechet distance 6
-    python code/a3_gan_template.py --recipe template    # 25 min: the course's plain recipe, 24
+    python code/a3_gan_template.py                      # 35 min on 2 cores: Frechet distance 6
+    python code/a3_gan_template.py --recipe template    # 30 min: the course's plain recipe, 24
 """
 
 from collections.abc import Sequence

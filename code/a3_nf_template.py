@@ -42,7 +42,7 @@ EPOCHS = 40
 ALPHA = 1e-5  # keeps the logit finite; the template's value
 MAX_GRADIENT_NORM = 1.0  # of the loss in nats per image
 NATS_PER_BIT_PER_DIM = 784 * math.log(2)
-NLL_CHUNK = 4  # noise draws of a batch at once
+NLL_CHUNK = 4  # noise draws computed together
 
 
 def parse_args(argv: Sequence[str] | None = None):

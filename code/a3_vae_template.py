@@ -41,7 +41,7 @@ from datasets import bernoulli, bmnist, labelled
 
 EPOCHS = 40
 INPUT_DROPOUT = 0.2  # share of the pixels that the encoder does not see in training
-NLL_CHUNK = 20  # importance samples of a batch at once
+NLL_CHUNK = 20  # importance samples drawn together
 
 
 def parser(description: str = "Train a VAE on binary MNIST."):
@@ -221,7 +221,7 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
     """
     sums = []  # for each batch: reconstruction and KL
     noise = [None] * len(data)
-    if not model.training:  # for the whole split at once: batches then do not matter
+    if not model.training:  # drawn for the whole split, whatever the batches
         stream = random_stream(0, "evaluation")
         noise = torch.randn(len(data.images), model.z_dim, generator=stream)
         noise = noise.to(data.images.device).split(data.batch_size)

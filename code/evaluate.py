@@ -7,7 +7,7 @@ classifier trained on such images gives the features that a3/judge_metrics.py me
 is the score of MNIST's last 10,000 training images, on which neither the GAN, the flow nor the
 classifier was trained.
 
-    python code/evaluate.py                          # after the three full runs: 8 min on 2 cores
+    python code/evaluate.py                          # after the three full runs: 10 min on 2 cores
     python code/evaluate.py --nll_samples 500 --repeats 2         # 2 min: wider errors
 """
 
@@ -42,7 +42,7 @@ from vae_variants import trained_vae
 NAMES = {"vae": "VAE", "gan": "GAN", "nf": "flow"}
 INTERPOLATED = (3, 8)  # digits at the ends of the walks
 TIMED_SAMPLES = 1000
-IMAGE_ROWS = 100  # images at once in the estimates of likelihoods
+IMAGE_ROWS = 100  # images in a batch of the VAE's likelihood
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Trained:
-    """A trained model as it is compared.
+    """A trained model, as the comparison sees it.
 
     Attributes:
         results: of its run, as in ``results/<run>.json``.
@@ -95,7 +95,7 @@ def load_vae(args: argparse.Namespace) -> Trained:
 
 def load_gan(args: argparse.Namespace) -> Trained:
     """Return the GAN's generator, the averaged one if the recipe has it."""
-    state, results = finished_run(args.gan, args.out, "a3_gan_template.py")
+    state, results = finished_run(args.gan, args.out, "a3_gan_template.py", "latent_dim")
     flags = state["flags"]
     recipe = gan.RECIPES[flags["recipe"]]
     model = gan.GAN(flags["latent_dim"], flags["loss"], recipe["shift"], recipe["ema"])
@@ -107,7 +107,7 @@ def load_gan(args: argparse.Namespace) -> Trained:
 
 def load_nf(args: argparse.Namespace) -> Trained:
     """Return the flow; the code of an image has the noise of one fixed dequantization."""
-    state, results = finished_run(args.nf, args.out, "a3_nf_template.py")
+    state, results = finished_run(args.nf, args.out, "a3_nf_template.py", "n_flows")
     flags = state["flags"]
     model = nf.Model(n_flows=flags["n_flows"], n_hidden=flags["n_hidden"]).to(args.device)
     model.load_state_dict(state["kept"]["model"])

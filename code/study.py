@@ -4,7 +4,7 @@ Every case is a run of vae_variants.py with --precision auto and the flags below
 only evaluated again. Likelihoods are the model's, whatever was trained. Networks this small use
 two cores better with a case on each than with one case on both.
 
-    python code/study.py                # 60 min on 2 cores: report/results/study.json
+    python code/study.py                # 55 min on 2 cores: report/results/study.json
 """
 
 import argparse
@@ -68,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parse(parser, argv)
 
 
-def run_case(name: str, args: argparse.Namespace) -> dict:
+def train_case(name: str, args: argparse.Namespace) -> dict:
     """Train one case, or go on with it, and return its row; it prints into its own log file."""
     torch.set_num_threads(threads(args.jobs))
     runs = args.out or REPOSITORY / "study"
@@ -97,7 +97,7 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
     start = time.time()
     slowest_first = sorted(args.cases, key=lambda name: "iwae" not in CASES[name])
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-        runs = {pool.submit(run_case, name, args): name for name in slowest_first}
+        runs = {pool.submit(train_case, name, args): name for name in slowest_first}
         try:
             for number, run in enumerate(as_completed(runs), start=1):
                 print(f"[{number}/{len(runs)}] {runs[run]}: {run.result()['verdict']}, "

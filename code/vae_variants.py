@@ -40,7 +40,6 @@ from a3.vae_objectives import (
     OBJECTIVES,
     Objective,
     beta_elbo,
-    elbo,
     free_bits,
     free_bits_per_dimension,
     iwae,
@@ -132,7 +131,8 @@ def objective_of(args: argparse.Namespace, epoch: int) -> Objective:
     if args.objective == "free_bits":
         bounded = free_bits_per_dimension if args.per_dimension else free_bits
         return bounded(args.free_bits, args.beta)
-    return {"elbo": elbo, "uae": uae, "iwae": iwae(args.importance_samples)}[args.objective]
+    return {"elbo": vae.VAE.objective, "uae": uae,
+            "iwae": iwae(args.importance_samples)}[args.objective]
 
 
 def shift_share(epoch: int, epochs: int) -> float:
@@ -168,7 +168,7 @@ class VariantVAE(vae.VAE):
                  posterior: str = "gaussian", prior: str = "gaussian",
                  dropout: float = vae.INPUT_DROPOUT):
         super().__init__(hidden_dim, z_dim, dropout)
-        self.likelihood, self.nll, self.trained = likelihood, NLL[likelihood], elbo
+        self.likelihood, self.nll, self.trained = likelihood, NLL[likelihood], vae.VAE.objective
         couplings = {"gaussian": 0, "flow": FLOW_COUPLINGS}  # none: the identity
         self.posterior = CodeFlow(z_dim, couplings[posterior], hidden_dim)
         self.prior = CodeFlow(z_dim, couplings[prior])
@@ -208,7 +208,7 @@ class VariantVAE(vae.VAE):
 
     def objective(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return what training minimises and the terms of -ELBO; in eval mode -ELBO itself."""
-        return self.trained(self, x) if self.training else elbo(self, x, eps)
+        return self.trained(self, x) if self.training else super().objective(x, eps)
 
     def log_weights(self, x: Tensor, n_samples: int, noise: torch.Generator | None = None
                     ) -> Tensor:
@@ -306,7 +306,7 @@ def trained_vae(name: str, out: Path | None, device: str) -> tuple[VariantVAE, d
     Raises:
         RunError: there is no such run, or its pixels are not binary.
     """
-    state, results = finished_run(name, out, "a3_vae_template.py")
+    state, results = finished_run(name, out, "a3_vae_template.py", "zdim")
     if state["flags"].get("likelihood") == "gaussian":
         raise RunError(f"the run '{name}' has a Gaussian likelihood, and here images are binary; "
                        "name a run with Bernoulli pixels")

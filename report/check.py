@@ -16,7 +16,7 @@ from pathlib import Path
 from sources import REPORT, ReportError, figures, fingerprint, results, texts
 
 PARTS = {"1": 15, "2": 7, "3": 8, "4": 1}  # questions in each part of the assignment
-GAP_PX, ZOOM = 2, 3  # of the image grids (code/figures.py)
+GAP_PX, ZOOM = 2, 3  # of the image grids (code/a3/figures.py)
 SCRIPTS = {"1.12": "a3_vae_template.py", "2.5": "a3_gan_template.py", "3.7": "a3_nf_template.py"}
 THREE_TIMES = ("start", "half", "end")
 FIGURES = {
@@ -63,7 +63,7 @@ def grid(png: Path) -> tuple[int, int]:
 
 
 def figure_findings(report: Path, question: str) -> Iterator[tuple[str, bool]]:
-    """Yield what is to be said of a question's figures, and whether it is good."""
+    """Yield each finding about a question's figures, and whether it is good."""
     names, included = FIGURES.get(question, []), figures(report)
     for name in names:
         if not (report / "figures" / name).exists():
@@ -78,7 +78,7 @@ def figure_findings(report: Path, question: str) -> Iterator[tuple[str, bool]]:
 
 
 def findings(report: Path, question: str) -> Iterator[tuple[str, bool]]:
-    """Yield what is to be said of the answer to a question, and whether it is good."""
+    """Yield each finding about the answer to a question, and whether it is good."""
     titles = re.findall(rf"\\question{{{re.escape(question)}}}{{([^{{}}]*)}}",
                         "".join(texts(report).values()))
     yield (titles[0], True) if len(titles) == 1 else (f"{len(titles)} headings", False)
@@ -97,7 +97,7 @@ def findings(report: Path, question: str) -> Iterator[tuple[str, bool]]:
 
 
 def text_findings(report: Path) -> Iterator[tuple[str, bool]]:
-    """Yield what is to be said of the text as a whole."""
+    """Yield each finding about the text as a whole."""
     for name in texts(report):
         if re.search("TODO", (report / name).read_text()):
             yield f"a TODO is left in {name}", False
@@ -111,9 +111,9 @@ def pdf_findings(report: Path) -> Iterator[tuple[str, bool]]:
         yield str(error), False
         return
     if not (report / "report.pdf").exists():
-        yield "there is none: make pdf", False
+        yield "report.pdf is missing: run make pdf", False
     elif made_of not in (report / "report.pdf").read_bytes():
-        yield "text, numbers or figures have changed since it was made: make pdf", False
+        yield "text, numbers or figures have changed since it was made: run make pdf", False
     else:
         yield "made of these texts, numbers and figures", True
 

@@ -3,7 +3,7 @@ r"""What the report is made of: its texts, the figures they include, the numbers
 In the texts, \num[2]{nf.val_bits_per_dim} is that number of results/nf.json with two decimals; a
 dotted key goes into objects and lists (gan.snapshot_epochs.2), and gan.csv.100.d_loss into the row
 of epoch 100 of results/gan.csv. In a macro that is called by \each{study.rows}{\row}, a key may
-hold its argument (study.rows.#1.name), which stands for every entry that there is.
+hold its argument (study.rows.#1.name), which stands for every entry.
 """
 
 import csv

@@ -20,17 +20,17 @@ def pack(lastname: str) -> list[str]:
     """Write <lastname>_assignment3.zip at the top of the repository; return what is in it.
 
     Raises:
-        SystemExit: with one line, if it is no name, or there is no PDF or no git.
+        SystemExit: with one line, if the name is not one, or PDF or git is missing.
     """
     if not re.fullmatch(r"[^\W\d_]+(-[^\W\d_]+)*", lastname):
-        sys.exit(f"error: '{lastname}' is no last name; make submission LASTNAME=wen")
+        sys.exit(f"error: '{lastname}' is not a last name; make submission LASTNAME=wen")
     if not (REPOSITORY / PDF).exists():
         sys.exit(f"error: there is no '{PDF}'; make pdf writes it")
     listing = subprocess.run(["git", "ls-files", "-z", "--", *PACKED], cwd=REPOSITORY,
                              capture_output=True, text=True, check=False)
     names = [name for name in listing.stdout.split("\0") if name]
     if not names:
-        sys.exit(f"error: '{REPOSITORY}' is no git repository, which knows the code to pack")
+        sys.exit(f"error: '{REPOSITORY}' is not a git repository, and git knows which code to pack")
     names = sorted({PDF, *(name for name in names if (REPOSITORY / name).exists())})
     with zipfile.ZipFile(REPOSITORY / f"{lastname}_assignment3.zip", "w",
                          zipfile.ZIP_DEFLATED) as archive:

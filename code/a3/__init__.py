@@ -1,10 +1,21 @@
 """What the scripts share, one subject a file; the first word of a name says whom it serves.
 
-    cli, runs, records, devices     every script: flags, the life of a run, results, hardware
-    fetch                           the files of the data sets: found, downloaded, verified
-    figures, latents, importance    curves and grids, paths between codes, likelihood estimates
-    vae_*, gan_*, nf_*              one model's parts
-    judge_*                         how good samples are
+    cli               flags, recipes, the name of a run, errors in one line
+    runs              the life of a run: seeds, schedule, checkpoints, resuming, progress
+    records           files written whole or not at all: JSON, CSV, with the commit
+    devices           what the hardware is called, and good at
+    fetch             data files: found or downloaded, verified, read
+    figures           any curve, scatter plot or image grid
+    latents           lines, arcs and grids in latent space
+    importance        likelihood by importance sampling
+    vae_figures       what a run of the VAE draws; gan_figures and nf_figures likewise
+    vae_objectives    what else than the ELBO a VAE can be trained on
+    vae_flows         couplings of codes, for posterior and prior
+    vae_monitors      posterior collapse and information overload
+    gan_losses        losses of D and G, gradient penalty
+    judge_classifier  the digit classifier: training, digits, features
+    judge_metrics     distances between two sets of features
+    judge_comparison  the comparison's table: all measures, over repeats, ranks, memorisation
 
 Nothing here imports a script or ``datasets``: images are handed in.
 """

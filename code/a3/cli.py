@@ -19,7 +19,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from a3.devices import device_name
+import torch
+
 from a3.fetch import DataError, Source
 from a3.runs import NOT_METHOD, Interrupted, RunError
 
@@ -60,6 +61,26 @@ def _number(text: str, kind: Callable, good: Callable, expected: str):
     if value is None or not good(value):
         raise argparse.ArgumentTypeError(f"'{text}' is not {expected}")
     return value
+
+
+def device_name(text: str) -> str:
+    """Parse a device and check that this machine has it.
+
+    Returns:
+        "cpu", "cuda" or "mps"; "auto" becomes the fastest of those available.
+
+    Raises:
+        ArgumentTypeError: the name is unknown, or this machine has no such device.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    if text == "auto":
+        return next(name for name, available in there.items() if available)
+    if text not in there:
+        raise argparse.ArgumentTypeError(f"'{text}' is not one of auto, {', '.join(there)}")
+    if not there[text]:
+        raise argparse.ArgumentTypeError(f"this machine has no '{text}'; use auto or cpu")
+    return text
 
 
 def tool_flags(description: str, sources: tuple[str, ...] = ()) -> argparse.ArgumentParser:
@@ -105,7 +126,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
         recipes: the defaults that each value of ``--recipe`` sets, by flag.
 
     Returns:
-        the flags, and as ``changed`` those that differ from their defaults, by name.
+        the flags, and as ``changed`` those that differ from their defaults, by name (the device
+        always does, since auto is resolved).
     """
     if recipes:
         parser.set_defaults(**recipes[parser.parse_args(argv).recipe])

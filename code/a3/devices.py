@@ -1,31 +1,10 @@
-"""The hardware that a run uses: which there is, what it is called, what it is good at."""
+"""The hardware of a run: what it is called, and its fastest precision."""
 
-import argparse
 import contextlib
 import platform
 from pathlib import Path
 
 import torch
-
-
-def device_name(text: str) -> str:
-    """Parse a device and check that this machine has it.
-
-    Returns:
-        "cpu", "cuda" or "mps"; "auto" becomes the fastest of those available.
-
-    Raises:
-        ArgumentTypeError: the name is unknown, or this machine has no such device.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-             "cpu": True}
-    if text == "auto":
-        return next(name for name, available in there.items() if available)
-    if text not in there:
-        raise argparse.ArgumentTypeError(f"'{text}' is not one of auto, {', '.join(there)}")
-    if not there[text]:
-        raise argparse.ArgumentTypeError(f"this machine has no '{text}'; use auto or cpu")
-    return text
 
 
 def multiplies_bfloat16(device: str) -> bool:

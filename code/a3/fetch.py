@@ -165,7 +165,8 @@ def _download(url: str, path: Path, sha256: str) -> None:
     except (OSError, ValueError, HTTPException) as error:
         raise Unavailable(f"download of {url} failed ({_one_line(error)})") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nor is there a part where no file could be made
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

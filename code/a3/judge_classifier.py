@@ -52,7 +52,7 @@ def trained_classifier(train, test, folder: Path, kind: str = "") -> tuple[Digit
     Args:
         train, test: Splits with labels, pixels in 0..255.
         folder: where it is kept between runs.
-        kind: what the images are, for the file's name, if not MNIST as it is.
+        kind: goes into the file's name, if the images are not MNIST itself.
 
     Returns:
         the network, and a dict with its test accuracy and the SHA-256 of its weights.

@@ -169,6 +169,9 @@ class Run:
 
     def epochs(self) -> Iterator[int]:
         """Yield the epochs still to do, 0 (untrained) to ``args.epochs``; save after each."""
+        if not self.history:  # figures of an earlier run, stopped and given up
+            for partial in self.folder.glob(f"{self.name}-partial-*"):
+                partial.unlink()
         for epoch in range(len(self.history), self.args.epochs + 1):
             self._clock = time.perf_counter()
             yield epoch
@@ -303,15 +306,17 @@ class Run:
                            "same flags, or leave out --resume")
 
 
-def finished_run(name: str, out: Path | None, script: str) -> tuple[dict, dict]:
+def finished_run(name: str, out: Path | None, script: str, flag: str) -> tuple[dict, dict]:
     """Return the checkpoint of a finished run, and its results.
 
     Args:
         out: the ``--out`` of the run.
-        script: the one that makes such runs, for the message.
+        script: the one that makes such runs.
+        flag: one that only such runs have.
 
     Raises:
-        RunError: the run is missing or was stopped half-way, or its checkpoint is damaged.
+        RunError: the run is missing, was stopped half-way or is another script's, or its
+            checkpoint is damaged.
     """
     checkpoint = (out or REPOSITORY) / "checkpoints" / name / "last.pt"
     results = (out or REPOSITORY / "report") / "results" / f"{name}.json"
@@ -319,7 +324,13 @@ def finished_run(name: str, out: Path | None, script: str) -> tuple[dict, dict]:
         if not file.exists():
             raise RunError(f"'{file}' is missing: there is no finished run '{name}'; make it with "
                            f"code/{script} --resume, or name another run")
-    return _read(checkpoint), json.loads(results.read_text())
+    state, record = _read(checkpoint), json.loads(results.read_text())
+    if flag not in state.get("flags", ()):
+        raise RunError(f"the run '{name}' is not one of code/{script}; name another run")
+    if len(state["history"]) != record["epochs"] + 1:
+        raise RunError(f"'{checkpoint}' was stopped after epoch {len(state['history']) - 1} of "
+                       f"{record['epochs']}; finish it with code/{script} --resume")
+    return state, record
 
 
 def _read(checkpoint: Path) -> dict:

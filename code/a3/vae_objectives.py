@@ -18,16 +18,6 @@ OBJECTIVES = {"elbo": (), "beta": ("beta", "beta_warmup"),
               "iwae": ("importance_samples",)}
 
 
-def elbo(model, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return L + KL (Kingma & Welling 2014, eq. 10).
-
-    Args:
-        eps: (B, D) noise of the code; drawn if not given.
-    """
-    reconstruction, kl = model.elbo_terms(x, eps)
-    return reconstruction + kl, reconstruction, kl
-
-
 def noise(model, x: Tensor, *draws: int) -> Tensor:
     """Return eps ~ N(0, I), (*draws, B, D)."""
     return torch.randn(*draws, len(x), model.z_dim, device=x.device)

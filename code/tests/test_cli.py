@@ -1,19 +1,17 @@
-"""Flags, names and errors, as a user of the command line meets them."""
+"""Flags, recipes, names and errors, as a user of the command line meets them."""
 
 import argparse
-from pathlib import Path
 
 import pytest
+import torch
+from helpers import arguments
 
-import cli
-from cli import flags, run_name
-from datasets import DataError, Source
-from runs import Interrupted, RunError
+from a3 import cli
+from a3.cli import parse, run_name
+from a3.fetch import DataError, Source
+from a3.runs import Interrupted, RunError
 
-
-def arguments(out: Path, *more: str) -> argparse.Namespace:
-    parser = flags("a test", epochs=4, lr=1e-3, batch_size=8, sources=("bmnist", "sample"))
-    return parser.parse_args(["--out", str(out), "--device", "cpu", *more])
+SOURCE = Source("bmnist", "", "")
 
 
 @pytest.mark.parametrize("wrong", [
@@ -28,11 +26,21 @@ def test_a_wrong_flag_is_named_in_one_line_with_status_2(tmp_path, wrong, capsys
     assert wrong[0] in last and wrong[1] in last, last
 
 
-@pytest.mark.parametrize(("error", "status"), [
-    (RunError("no"), 1), (DataError("no"), 1), (OSError("disk full"), 1),
-    (Interrupted("later"), 130),
-    (KeyboardInterrupt(), 130)])
-def test_what_a_user_can_cause_ends_in_one_line(error, status, capsys):
+@pytest.mark.parametrize(("kind", "good", "value", "bad"), [
+    (cli.positive_int, "1", 1, "0"), (cli.positive_float, "1e-9", 1e-9, "0"),
+    (cli.non_negative_float, "0", 0.0, "-1e-9"), (cli.share, "0.99", 0.99, "1"),
+    (cli.seed_int, str(2**63 - 1), 2**63 - 1, str(2**63))])
+def test_numbers_are_taken_up_to_their_bounds(kind, good, value, bad):
+    assert kind(good) == value and type(kind(good)) is type(value)
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{bad}' is not a "):
+        kind(bad)
+
+
+@pytest.mark.parametrize(("error", "status", "out", "err"), [
+    (RunError("no"), 1, "", "error: no"), (DataError("no"), 1, "", "error: no"),
+    (OSError("disk full"), 1, "", "error: disk full"), (Interrupted("later"), 130, "later", ""),
+    (KeyboardInterrupt(), 130, "stopped", "")])
+def test_what_a_user_can_cause_ends_in_one_line(error, status, out, err, capsys):
     def main():
         raise error
 
@@ -40,16 +48,104 @@ def test_what_a_user_can_cause_ends_in_one_line(error, status, capsys):
         cli.exit_with(main)
     assert stop.value.code == status
     told = capsys.readouterr()
-    assert len((told.out + told.err).strip().splitlines()) == 1
+    assert (told.out.strip(), told.err.strip()) == (out, err)
 
+
+# Recipes and what was changed --------------------------------------------------------------------
+
+RECIPES = {None: {}, "big": {"zdim": 40, "lr": 0.5}}
+
+
+def variant(*argv: str) -> argparse.Namespace:
+    """Parse the flags of a script with a recipe."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", choices=["big"], default=None)
+    parser.add_argument("--zdim", type=cli.positive_int, default=20)
+    parser.add_argument("--lr", type=cli.positive_float, default=0.1)
+    parser.add_argument("--flat", action="store_true")
+    parser.add_argument("--cases", nargs="+", default=["a", "b"])
+    return parse(parser, argv, RECIPES)
+
+
+def test_a_flag_counts_as_changed_if_it_differs_from_its_default():
+    assert variant().changed == {}
+    assert variant("--zdim", "20", "--lr", "1e-1", "--cases", "a", "b").changed == {}
+    assert variant("--lr", "0.2", "--flat", "--cases", "b").changed == {
+        "lr": 0.2, "flat": True, "cases": ["b"]}
+
+
+def test_a_recipe_sets_defaults_which_flags_still_override():
+    args = variant("--recipe", "big")
+    assert (args.zdim, args.lr, args.changed) == (40, 0.5, {"recipe": "big"})
+    args = variant("--zdim", "20", "--recipe", "big", "--lr", "0.5")
+    assert (args.zdim, args.lr) == (20, 0.5)
+    assert args.changed == {"recipe": "big", "zdim": 20}, "against the recipe's defaults"
+    assert (variant().zdim, variant().lr) == (20, 0.1), "without a recipe"
+
+
+# Names -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("more", "source", "name"), [
     ((), "bmnist", "vae"), (("--seed", "1"), "bmnist", "vae-seed1"),
     (("--epochs", "9", "--limit", "5"), "bmnist", "vae-epochs9-limit5"),
     (("--lr", "0.1", "--batch_size", "7"), "bmnist", "vae-batch_size7-lr0.1"),
     (("--precision", "bfloat16"), "bmnist", "vae-precisionbfloat16"),
-    (("--resume",), "bmnist", "vae"), ((), "sample", "vae-sample")])
+    (("--resume", "--data_root", "elsewhere"), "bmnist", "vae"), ((), "sample", "vae-sample"),
+    (("--dataset", "bmnist"), "bmnist", "vae"), (("--dataset", "sample"), "sample", "vae-sample")])
 def test_only_the_full_run_bears_the_plain_name(tmp_path, more, source, name):
-    args = arguments(tmp_path, *more)
-    defaults = arguments(tmp_path)
-    assert run_name("vae", args, defaults, Source(source, "", ""), "bmnist") == name
+    assert run_name("vae", arguments(tmp_path, *more), Source(source, "", ""), "bmnist") == name
+
+
+def test_flags_that_the_method_names_are_not_named_again():
+    args = variant("--recipe", "big", "--zdim", "3")
+    assert run_name("vae-big", args, SOURCE, "bmnist", named=["recipe"]) == "vae-big-zdim3"
+    assert run_name("vae-big-z3", args, SOURCE, "bmnist", named=["recipe", "zdim"]) == "vae-big-z3"
+
+
+def test_what_trains_nothing_names_the_flag_of_its_data(tmp_path):
+    args = arguments(tmp_path, "--dataset", "sample")
+    assert run_name("comparison", args) == "comparison-datasetsample"
+
+
+def test_a_list_in_a_name_has_no_sign_that_a_file_may_not_have():
+    args = variant("--cases", "beta 0.25", "cure: x/y", "--flat")
+    assert run_name("study", args) == "study-flatTrue-casesbeta0.25+curexy"
+
+
+def test_overlong_names_are_cut_and_still_differ():
+    def name(*cases: str, method: str = "study") -> str:
+        return run_name(method, variant("--cases", *cases))
+
+    cases = [f"case number {i}" for i in range(30)]
+    one, other = name(*cases, "last"), name(*cases, "end")
+    assert one.startswith("study-casescasenumber0+casenumber1+")
+    assert len(one) == len(other) == cli.LONGEST_NAME == 160, (len(one), len(other))
+    assert one != other and one == name(*cases, "last")
+    bare = name("c", method="")
+    assert name("c", method="m" * (160 - len(bare))) == "m" * (160 - len(bare)) + bare
+    assert len(name("c", method="m" * (161 - len(bare)))) == 160
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend to be a machine with these accelerators."""
+    def pretend(*there: str):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    return pretend
+
+
+@pytest.mark.parametrize(("there", "best"), [
+    ((), "cpu"), (("mps",), "mps"), (("cuda",), "cuda"), (("cuda", "mps"), "cuda")])
+def test_auto_is_the_fastest_device_of_the_machine(machine, there, best):
+    machine(*there)
+    assert cli.device_name("auto") == best
+    assert [cli.device_name(name) for name in ("cpu", *there)] == ["cpu", *there]
+
+
+def test_a_device_that_the_machine_lacks_is_refused(machine):
+    machine("cuda")
+    with pytest.raises(argparse.ArgumentTypeError, match="this machine has no 'mps'"):
+        cli.device_name("mps")
+    with pytest.raises(argparse.ArgumentTypeError, match="'tpu' is not one of auto, cuda, mps"):
+        cli.device_name("tpu")

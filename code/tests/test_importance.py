@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from importance import importance_sampled_nll
+from a3.importance import Estimate, importance_sampled_nll
 
 W = torch.tensor([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]], dtype=torch.float64)  # x = W z + noise
 STD = 0.6
@@ -73,7 +73,15 @@ def test_the_stated_error_holds_where_one_weight_carries_the_sum():
 
 def test_one_draw_has_no_stated_error():
     estimate = importance_sampled_nll(log_weights, [X], 1, 10)
-    assert math.isfinite(estimate.mean()) and math.isnan(estimate.draw_error())
+    assert math.isfinite(estimate.mean()) and estimate.draw_error() is None
+    assert importance_sampled_nll(log_weights, [X], 2, 1).draw_error() > 0
+
+
+def test_the_errors_of_an_average_are_those_of_its_parts():
+    estimate = Estimate(torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 4.0, 2.0, 2.0]))
+    assert estimate.mean() == 3.0
+    assert estimate.draw_error() == 3 / 4  # the root of the sum of the variances, over N
+    assert math.isclose(estimate.image_error(), (14 / 3 / 4) ** 0.5, rel_tol=1e-6)
 
 
 def test_weights_of_any_size_are_finite():

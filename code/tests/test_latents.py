@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from latents import lerp, normal_grid, quantiles, slerp
+from a3.latents import lerp, line_and_arc, normal_grid, quantiles, slerp
 
 
 def draws(dimensions: int, seed: int):
@@ -43,6 +43,16 @@ def test_slerp_goes_in_equal_angles():
 def test_slerp_of_parallel_vectors_is_the_line():
     start = torch.tensor([1.0, 2.0, 3.0])
     assert torch.allclose(slerp(start, 2 * start, 5), lerp(start, 2 * start, 5))
+
+
+def test_the_line_leaves_the_sphere_that_the_arc_stays_on():
+    """Half-way between orthogonal codes of norm 3 the line is lower by a factor sqrt(2)."""
+    start, end = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0]]).double()
+    line, arc = line_and_arc(start, end, 5).split(5)
+    assert torch.allclose(line.norm(dim=1)[2], torch.tensor(3 / 2**0.5).double()), line
+    assert torch.allclose(arc.norm(dim=1), torch.full((5,), 3.0).double()), arc
+    ends = torch.stack((start, end))
+    assert torch.allclose(line[[0, -1]], ends) and torch.allclose(arc[[0, -1]], ends)
 
 
 def test_quantiles_are_finite_symmetric_and_of_equal_mass():

@@ -1,14 +1,18 @@
 """The flow's mathematics, at random weights: at initialisation it is the identity."""
 
+import inspect
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from made_up import grey, seeded
 from torch import nn
 from torch.distributions import Normal
 
 import a3_nf_template as nf
+from a3.importance import Estimate, importance_sampled_nll
 from a3_nf_template import Coupling, Flow, Model, get_mask, log_prior, sample_prior
 from datasets import Split
 
@@ -46,9 +50,8 @@ def small_model(dimensions: int = 6, scale: float = 0.3) -> Model:
     return randomised(model, scale)
 
 
-def images(number: int, **options) -> Split:
-    pixels = torch.randint(0, 256, (number, 784), generator=torch.Generator().manual_seed(0))
-    return Split(pixels.to(torch.uint8), None, **options)
+def noise(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def zeros(batch: int) -> torch.Tensor:
@@ -177,12 +180,16 @@ def test_the_mask_is_a_checkerboard():
 
 def test_log_p_is_the_prior_plus_every_log_determinant():
     """The change of variables for the whole model, from the image to z."""
-    model = small_model()
-    x, u = torch.randint(0, 256, (5, 6)).double(), torch.rand(5, 6).double()
-    z, _ = model.encode(x, u)
-    expected = Normal(0.0, 1.0).log_prob(z).sum(1) + logdet(
-        lambda y: model.encode(y, torch.zeros_like(y))[0], x + u)
-    assert torch.allclose(model(x, u), expected, atol=1e-6), (model(x, u), expected)
+    model, x = small_model(), torch.randint(0, 256, (5, 6)).double()
+
+    def f(y: torch.Tensor) -> torch.Tensor:
+        return model.flow(*model.logit_normalize(y, zeros(len(y))))[0]
+
+    y = model.dequantize(x, noise())
+    expected = Normal(0.0, 1.0).log_prob(f(y)).sum(1) + logdet(f, y)
+    log_p = model(x, noise())
+    assert torch.allclose(log_p, expected, atol=1e-6), (log_p, expected)
+    assert torch.equal(model.encode(x, noise())[0], f(y))
 
 
 # Densities -------------------------------------------------------------------------------------
@@ -194,7 +201,7 @@ def test_log_prior_is_elementwise_standard_normal():
 
 def test_a_two_dimensional_density_integrates_to_1():
     flow = randomised(SmallFlow(dimensions=2), scale=1.0)
-    line = torch.linspace(-25, 25, 1501, dtype=torch.float64)
+    line = torch.linspace(-25, 25, 801, dtype=torch.float64)
     x = torch.cartesian_prod(line, line)
     with torch.no_grad():
         z, ldj = flow(x, zeros(len(x)))
@@ -225,7 +232,7 @@ def test_a_uniform_model_has_exactly_8_bits_per_dimension(monkeypatch):
     """Under a logistic prior, logit(s) is uniform in s: p(x) = 256^-784, but for alpha."""
     monkeypatch.setattr(
         nf, "log_prior", lambda z: nn.functional.logsigmoid(z) + nn.functional.logsigmoid(-z))
-    bits = nf.epoch_iter(Model(n_hidden=4).eval(), images(20, batch_size=7))
+    bits = nf.epoch_iter(Model(n_hidden=4).eval(), grey(20, batch_size=7))
     expected = 8 - math.log2(1 - nf.ALPHA)
     assert abs(bits - expected) < 1e-5, (bits, expected)
 
@@ -242,8 +249,8 @@ def test_dequantization_stays_in_the_bin_and_the_logit_is_finite_at_its_ends():
 
 def test_float32_agrees_with_float64():
     model = randomised(Model(n_flows=2, n_hidden=32))
-    x, u = images(20).images.double(), torch.rand(20, 784)
-    exact, rounded = model(x, u), model.float()(x.float(), u)
+    x = grey(20).images.double()
+    exact, rounded = model(x, noise()), model.float()(x.float(), noise())
     assert torch.allclose(rounded.double(), exact, rtol=1e-5), (rounded, exact)
 
 
@@ -252,93 +259,122 @@ def test_float32_agrees_with_float64():
 @pytest.mark.parametrize("batch_size", [1, 7, 50])
 def test_the_result_does_not_depend_on_the_batch_size(batch_size):
     model = randomised(Model(n_flows=1, n_hidden=16)).float()
-    whole = nf.epoch_iter(model, images(50, batch_size=50))
-    parts = nf.epoch_iter(model, images(50, batch_size=batch_size))
+    whole = nf.epoch_iter(model, grey(50, batch_size=50))
+    parts = nf.epoch_iter(model, grey(50, batch_size=batch_size))
     assert abs(whole - parts) < 1e-5, (whole, parts)
+
+
+def bound(model: Model, data: Split, draws: int, seed: int = 0) -> Estimate:
+    """Return the importance-weighted bound as a run of the script has it."""
+    return importance_sampled_nll(partial(model.log_weights, noise=noise(seed)), data, draws,
+                                  nf.NLL_CHUNK)
 
 
 def test_the_importance_weighted_bound_of_one_draw_is_the_plain_one_and_more_draws_tighten_it():
     model = small_model().float()
-    data = Split(torch.randint(0, 256, (200, 6)).to(torch.uint8), None)
-    bounds = {k: nf.importance_weighted_bpd(model, data, k, torch.Generator().manual_seed(0))
-              for k in (1, 4, 64)}
-    plain = -model(data.images.float(), nf.uniform(
-        data.images.float(), torch.Generator().manual_seed(0))) / nf.NATS_PER_BIT_PER_DIM
-    assert torch.allclose(bounds[1], plain, atol=1e-6)
-    means = [float(bounds[k].mean()) for k in (1, 4, 64)]
+    data = Split(torch.randint(0, 256, (200, 6)).to(torch.uint8), None, batch_size=200)
+    bounds = {draws: bound(model, data, draws).nll for draws in (1, 4, 64)}
+    plain = -model(data.images.float(), noise())
+    assert torch.allclose(bounds[1], plain.double(), atol=1e-4), (bounds[1], plain)
+    means = [bounds[draws].mean().item() for draws in (1, 4, 64)]
     assert means[0] > means[1] > means[2], means
-    noise = torch.Generator().manual_seed(0)
-    x = data.images.double()
-    p = torch.stack([model.double()(x, nf.uniform(x.float(), noise).double()).exp()
-                     for _ in range(4)])
-    assert torch.allclose(bounds[4].double(), -p.mean(0).log() / nf.NATS_PER_BIT_PER_DIM,
-                          atol=1e-6)
+    stream, x = noise(), data.images.float()
+    p = torch.stack([model(x, stream).double().exp() for _ in range(4)])
+    assert torch.allclose(bounds[4], -p.mean(0).log(), atol=1e-4), (bounds[4], -p.mean(0).log())
+
+
+def test_log_weights_are_those_of_as_many_noise_draws():
+    model, x, stream = small_model(), torch.randint(0, 256, (5, 6)).double(), noise()
+    expected = torch.stack([model(x, stream) for _ in range(3)])
+    assert torch.equal(model.log_weights(x, 3, noise()), expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_the_importance_weighted_bound_does_not_depend_on_the_batch_size(batch_size):
+def test_the_importance_weighted_bound_of_other_batches_agrees_within_its_error(batch_size):
+    """Other batches mean other noise for an image, but the same for their sum."""
     model = randomised(Model(n_flows=1, n_hidden=16)).float()
-    whole, parts = (nf.importance_weighted_bpd(model, images(20, batch_size=size), 3,
-                                               torch.Generator().manual_seed(0))
-                    for size in (20, batch_size))
-    assert torch.allclose(whole, parts, atol=1e-5)
+    whole, parts = (bound(model, grey(20, batch_size=size), 8) for size in (20, batch_size))
+    error = math.hypot(whole.draw_error(), parts.draw_error())
+    assert 0 < error < 0.01 * whole.mean(), (error, whole.mean())
+    assert abs(whole.mean() - parts.mean()) < 4 * error, (whole.mean(), parts.mean(), error)
 
 
 def test_samples_are_decoded_standard_normals():
     model = Model(n_flows=1, n_hidden=16)
-    z = sample_prior((50, 784), torch.Generator().manual_seed(0))
+    z = sample_prior((50, 784), noise())
     assert abs(float(z.std()) - 1) < 0.02 and z.mean().abs() < 0.02
-    assert torch.equal(model.sample(50, torch.Generator().manual_seed(0)), model.decode(z))
+    assert torch.equal(model.sample(50, noise()), model.decode(z))
 
 
-def test_the_template_interface():
-    model = Model([784], n_hidden=16)
-    x = images(5).images.float()
-    log_px = model(x)
+def test_the_template_interface(tmp_path):
+    """The course's names and keywords."""
+    mask, z, ldj = get_mask(), torch.randn(2, 784), torch.zeros(2)
+    coupling = Coupling(784, mask, n_hidden=16)
+    assert torch.equal(coupling.mask, mask) and coupling.n_hidden == 16
+    out, change = coupling(z=z, ldj=ldj, reverse=False)
+    assert out.shape == (2, 784) and change.shape == (2,)
+    out, change = Flow([784], n_hidden=16)(z=z, logdet=ldj, reverse=True)
+    assert out.shape == (2, 784) and change.shape == (2,)
+    model, x = Model([784], n_hidden=16), grey(5).images.float()
+    log_px = model(input=x)
     assert log_px.shape == (5,) and log_px.isfinite().all()
-    assert model.logit_normalize(x, logdet=torch.zeros(5))[1].shape == (5,)
-    samples = model.sample(3)
+    y = model.dequantize(z=x)
+    logits, change = model.logit_normalize(z=y, logdet=torch.zeros(5), reverse=False)
+    assert logits.shape == (5, 784) and change.shape == (5,)
+    samples = model.sample(n_samples=3)
     assert samples.shape == (3, 784) and samples.min() >= 0 and samples.max() <= 255
     assert torch.equal(samples, samples.floor())
-    assert sample_prior((3, 784)).shape == (3, 784)
-    z, ldj = model.flow(torch.randn(2, 784), torch.zeros(2))
-    assert z.shape == (2, 784) and ldj.shape == (2,)
+    assert sample_prior(size=(3, 784)).shape == (3, 784) and log_prior(x=z).shape == (2, 784)
+    data, optimizer = grey(16, batch_size=8), torch.optim.Adam(model.parameters())
+    train_curve, val_curve = zip(*(
+        nf.run_epoch(model=model, data=(data, data), optimizer=optimizer) for _ in range(2)),
+        strict=True)
+    assert math.isfinite(nf.epoch_iter(model=model, data=data, optimizer=optimizer))
+    nf.save_bpd_plot(train_curve=train_curve, val_curve=val_curve, filename=tmp_path / "bpd.pdf")
+    assert (tmp_path / "bpd.pdf").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("part", "name", "size"), [
+    (Coupling, "n_hidden", 1024), (Flow, "n_flows", 4), (Model, "n_flows", 4)])
+def test_the_sizes_are_those_of_the_template_by_default(part, name, size):
+    assert inspect.signature(part).parameters[name].default == size
 
 
 def test_every_parameter_gets_a_gradient():
     model = randomised(Model(n_flows=2, n_hidden=16)).float()
-    model(images(8).images.float()).mean().backward()
+    model(grey(8).images.float()).mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 def test_decoding_a_code_gives_the_image_back():
-    model, x = randomised(Model(n_flows=2, n_hidden=16)), images(5).images.double()
+    model, x = randomised(Model(n_flows=2, n_hidden=16)), grey(5).images.double()
     z, _ = model.encode(x)
     assert torch.equal(model.decode(z), x)
 
 
 def test_training_lowers_the_loss_on_a_fixed_batch():
     torch.manual_seed(0)
-    model, data = Model(n_flows=1, n_hidden=32), images(32, batch_size=32)
+    model, data = Model(n_flows=1, n_hidden=32), grey(32, batch_size=32)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     curve = [nf.run_epoch(model, (data, data), optimizer)[1] for _ in range(20)]
     assert curve[-1] < curve[0] - 0.1, (curve[0], curve[-1])
 
 
-def test_validation_is_in_full_precision():
-    model, data = randomised(Model(n_flows=1, n_hidden=16)).float(), images(16)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-    autocast = torch.autocast("cpu", torch.bfloat16)
-    _, val = nf.run_epoch(model, (data, data), optimizer, autocast=autocast)
-    assert val == nf.epoch_iter(model, data)
+def test_training_is_in_half_precision_if_asked_and_validation_never():
+    model, data = randomised(Model(n_flows=1, n_hidden=16)).float(), grey(16)
+    stands_still = torch.optim.SGD(model.parameters(), lr=0.0)
+    half, full = (seeded(nf.run_epoch, model, (data, data), stands_still, bfloat16)
+                  for bfloat16 in (True, False))
+    assert half[0] != full[0] and abs(half[0] - full[0]) < 0.01 * full[0], (half[0], full[0])
+    assert half[1] == full[1] == nf.epoch_iter(model, data), (half[1], full[1])
 
 
 def test_half_precision_products_leave_the_likelihood_in_float32():
     model = randomised(Model(n_flows=2, n_hidden=32)).float()
-    x, u = images(8).images.float(), torch.rand(8, 784)
+    x = grey(8).images.float()
     with torch.autocast("cpu", torch.bfloat16):
-        half = model(x, u)
+        half = model(x, noise())
     assert half.dtype == torch.float32
-    full = model(x, u)
+    full = model(x, noise())
     assert ((half - full) / full).abs().max() < 0.01, (half, full)

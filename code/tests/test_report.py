@@ -1,7 +1,7 @@
 """The report: its numbers, figures and headings, the grader's list, the archive to hand in."""
 
+import copy as copies
 import csv
-import importlib.util
 import json
 import re
 import shutil
@@ -11,22 +11,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from report_modules import REPORT, REPOSITORY, module
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-REPORT = REPOSITORY / "report"
+import a3_gan_template as gan
+from a3 import figures
 
-
-def module(name: str, alias: str):
-    """Load a module of the report's folder, which is not on the path: it has a numbers.py."""
-    spec = importlib.util.spec_from_file_location(alias, REPORT / f"{name}.py")
-    sys.modules[alias] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[alias])
-    return sys.modules[alias]
-
-
-sources = module("sources", "sources")
-numbers = module("numbers", "report_numbers")
-check = module("check", "report_check")
+sources, macros, check = (module(name) for name in ("sources", "macros", "check"))
+QUESTIONS = [*(f"1.{i}" for i in range(1, 16)), *(f"2.{i}" for i in range(1, 8)),
+             *(f"3.{i}" for i in range(1, 9)), "4.1"]  # the assignment's
 
 
 @pytest.fixture
@@ -66,8 +59,8 @@ def change_result(copy: Path, file: str, **changes) -> None:
 
 
 def test_every_number_is_written_as_its_results_file_has_it(copy):
-    assert run(copy, "numbers").returncode == 0
-    macros = written(copy)
+    assert run(copy, "macros").returncode == 0
+    shown_by = written(copy)
     used = re.findall(r"\\num(?:\[(\d)\])?\{([^#}]*)\}",
                       re.sub(r"(?<!\\)%.*", "", "".join(
                           (REPORT / name).read_text() for name in sources.texts(REPORT))))
@@ -81,18 +74,18 @@ def test_every_number_is_written_as_its_results_file_has_it(copy):
             value = json.loads((REPORT / "results" / f"{file}.json").read_text())
             for key in keys:
                 value = value[int(key)] if isinstance(value, list) else value[key]
-        shown = macros[f"num@{name}@{decimals}"].replace("{,}", ",")
+        shown = shown_by[f"num@{name}@{decimals}"].replace("{,}", ",")
         if not isinstance(value, str):
             shown = shown.replace(r"\ensuremath{-}", "-")
             value = f"{value:,.{int(decimals or 0)}f}"
-        assert shown == value, name
+        assert shown == value, (name, shown, value)
 
 
 def test_a_number_without_a_result_stops_the_build_with_its_place(copy):
     gan = copy / "report/gan.tex"
     line = gan.read_text().count("\n") + 2
     append(gan, "%\\num{gan.in_a_comment}\n\\num[1]{gan.no_such.key}\n")
-    failed = run(copy, "numbers")
+    failed = run(copy, "macros")
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr == (f"error: report/gan.tex, line {line}: 'results/gan.json' has no "
                              "'no_such.key'\n")
@@ -101,12 +94,12 @@ def test_a_number_without_a_result_stops_the_build_with_its_place(copy):
 
 def test_a_missing_results_file_is_named(copy):
     (copy / "report/results/nf.json").unlink()
-    assert "there is no 'results/nf.json'" in run(copy, "numbers").stderr
+    assert "there is no 'results/nf.json'" in run(copy, "macros").stderr
 
 
 def test_a_fraction_without_decimals_stops_the_build(copy):
     append(copy / "report/gan.tex", "\\num{gan.d_loss}\n")
-    assert "'gan.d_loss' is 1." in run(copy, "numbers").stderr
+    assert "'gan.d_loss' is 1." in run(copy, "macros").stderr
 
 
 @pytest.mark.parametrize(("value", "decimals", "tex"), [
@@ -114,13 +107,13 @@ def test_a_fraction_without_decimals_stops_the_build(copy):
     (-1.5, "2", r"\ensuremath{-}1.50"), (-0.001, "1", "0.0"), (40, "1", "40.0"),
     ("50%_of #1 & ~", "", r"50\%\_of \#1 \& \textasciitilde{}")])
 def test_numbers_are_typeset_for_text_and_formulas(value, decimals, tex):
-    assert numbers.typeset(value, decimals) == tex
+    assert macros.typeset(value, decimals) == tex
 
 
 @pytest.mark.parametrize("value", [None, True, [1, 2]])
-def test_what_is_no_number_is_refused(value):
-    with pytest.raises(sources.ReportError, match="is no number"):
-        numbers.typeset(value, "1")
+def test_what_is_not_a_number_is_refused(value):
+    with pytest.raises(sources.ReportError, match="is not a number"):
+        macros.typeset(value, "1")
 
 
 @pytest.mark.parametrize("rows", [16, 18])
@@ -130,10 +123,10 @@ def test_the_study_has_a_row_for_every_case(copy, rows):
                 "name": f"case {i}"} for i in range(rows)]
     (copy / "report/results/study.json").write_text(json.dumps({"rows": results, "epochs": 40}))
     shutil.copy(REPORT / "figures/nf-bpd.pdf", copy / "report/figures/study-likelihoods.pdf")
-    assert run(copy, "numbers").returncode == 0
-    macros = written(copy)
-    assert macros["each@study.rows"] == "".join(f"#1{{{i}}}" for i in range(rows))
-    assert [macros[f"num@study.rows.{i}.name@"] for i in range(rows)] == [
+    assert run(copy, "macros").returncode == 0
+    found = written(copy)
+    assert found["each@study.rows"] == "".join(f"#1{{{i}}}" for i in range(rows))
+    assert [found[f"num@study.rows.{i}.name@"] for i in range(rows)] == [
         f"case {i}" for i in range(rows)]
 
 
@@ -141,7 +134,7 @@ def test_optional_parts_are_skipped_as_latex_skips_them(copy):
     (copy / "report/results/study.json").unlink(missing_ok=True)
     (copy / "report/figures/vae-z20-walk-attributes.png").unlink()
     assert not {"study-table.tex", "walks.tex"} & set(sources.texts(copy / "report"))
-    assert run(copy, "numbers").returncode == 0
+    assert run(copy, "macros").returncode == 0
 
 
 def test_every_figure_is_there():
@@ -161,15 +154,14 @@ def test_every_citation_has_its_reference():
 def test_every_question_has_its_heading_in_order():
     text = "".join(sources.texts(REPORT)[f"{part}.tex"]
                    for part in ("vae", "gan", "nf", "comparison"))
-    assert re.findall(r"\\question\{([\d.]+)\}", text) == [
-        *(f"1.{i}" for i in range(1, 16)), *(f"2.{i}" for i in range(1, 8)),
-        *(f"3.{i}" for i in range(1, 9)), "4.1"]
+    assert re.findall(r"\\question\{([\d.]+)\}", text) == QUESTIONS
 
 
 def test_the_list_passes_as_committed():
     passed = run(REPOSITORY, "check")
     assert passed.returncode == 0, "make pdf?\n" + passed.stdout
-    assert passed.stdout.count("ok  ") == 33
+    rows = [line.split()[:2] for line in passed.stdout.splitlines()[:-1]]
+    assert rows == [["ok", name] for name in (*QUESTIONS, "text", "PDF")], passed.stdout
 
 
 def remove_figure(copy: Path) -> None:
@@ -217,10 +209,13 @@ def test_the_list_fails_on_what_is_missing(copy, damage, rows):
     assert re.findall(r"^FAIL +(\S+)", failed.stdout, re.MULTILINE) == rows, failed.stdout
 
 
-def test_the_list_counts_images_as_they_are_drawn():
-    drawn = (REPOSITORY / "code/figures.py").read_text()
-    assert re.search(rf"^GAP_PX = {check.GAP_PX}\b", drawn, re.MULTILINE)
-    assert re.search(rf"^ZOOM = {check.ZOOM}\b", drawn, re.MULTILINE)
+@pytest.mark.parametrize(("images", "columns", "expected"), [
+    (25, 5, (5, 5)), (18, 9, (9, 2)), (400, 20, (20, 20))])
+def test_the_list_counts_images_as_they_are_drawn(images, columns, expected, tmp_path):
+    assert (check.GAP_PX, check.ZOOM) == (figures.GAP_PX, figures.ZOOM)
+    figures.save_png(figures.tile(torch.rand(images, 784), columns), tmp_path / "grid.png")
+    counted = check.grid(tmp_path / "grid.png")
+    assert counted == expected, (counted, expected)
 
 
 @pytest.mark.parametrize("argv", [[], ["../wen"], ["wen 1"], [""]])
@@ -254,13 +249,6 @@ def test_the_archive_holds_the_pdf_and_the_tracked_code(copy):
     assert all(f"  {name}\n" in packed.stdout for name in names)
 
 
-def test_the_experiments_find_the_standard_library_beside_numbers_py():
-    head = (REPORT / "demonstrations.py").read_text().split("import numpy")[0]
-    subprocess.run([sys.executable, "-c", f"import sys; sys.path[0] = {str(REPORT)!r}\n"
-                    f"__file__ = {str(REPORT / 'demonstrations.py')!r}\n{head}\n"
-                    "import numbers; numbers.Number"], check=True)
-
-
 def test_without_latex_the_packages_are_named_and_the_numbers_written(copy):
     tools = copy / "bin"
     tools.mkdir()
@@ -284,3 +272,22 @@ def test_the_report_compiles_without_complaints(copy):
                             (copy / "report/report.aux").read_text()))
     assert int(pages["q:4.1"]) <= 16 and int(pages["tab:comparison"]) <= 16
     assert run(copy, "check").returncode == 0
+
+
+# The experiments ---------------------------------------------------------------------------------
+
+def test_d_wins_against_a_generator_that_stands_still_and_only_one_gradient_survives():
+    demonstrations = module("demonstrations")
+    torch.manual_seed(0)
+    args = gan.parse_args(["--recipe", "template"])
+    model = gan.GAN(args.latent_dim)
+    before = copies.deepcopy(model.generator.state_dict())
+    batches = gan.scaled(torch.randint(0, 256, (60 * 64, 784)).float()).split(64)
+    curves = demonstrations.saturation(model, gan.optimizers(model, args)[1], batches)
+    assert {name: len(curve) for name, curve in curves.items()} == {
+        "minimax": 60, "nonsaturating": 60, "d_fake": 60}
+    assert curves["d_fake"][-1] < 0.1 * curves["d_fake"][0], curves["d_fake"]
+    last = curves["minimax"][-1], curves["nonsaturating"][-1]
+    assert last[0] < 0.1 * last[1], last
+    assert all(torch.equal(value, model.generator.state_dict()[key])
+               for key, value in before.items() if key.endswith("weight"))

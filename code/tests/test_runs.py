@@ -1,53 +1,78 @@
-"""A run loses nothing: checkpoints, resuming, Ctrl-C, records and refusals."""
+"""A run loses nothing: checkpoints, resuming, Ctrl-C, unfinished files, results and refusals."""
 
-import argparse
+import csv
 import json
-import subprocess
+import math
 import sys
-import textwrap
-import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import arguments
 
-import runs
-from cli import flags
-from datasets import Source
-from runs import Interrupted, Run, RunError, generator, write_atomically
+from a3 import runs
+from a3.fetch import Source
+from a3.runs import Interrupted, Run, RunError, finished_run, one_cycle, random_stream
 
-CODE = Path(runs.__file__).parent
 SOURCE = Source("bmnist", "test images", "0" * 64)
 
 
-def arguments(out: Path, *more: str) -> argparse.Namespace:
-    parser = flags("a test", epochs=4, lr=1e-3, batch_size=8, sources=("bmnist", "sample"))
-    return parser.parse_args(["--out", str(out), "--device", "cpu", *more])
+def draw_curve(run: Run) -> None:
+    """Draw what there is: the number of epochs."""
+    run.figure("curve.pdf").write_text(f"{len(run.history)} epochs")
 
 
-def train(out: Path, *more: str, stop: int | None = None, loss=lambda epoch: 1.0) -> Run:
+def train(out: Path, *more: str, stop: int | None = None, loss=lambda epoch: 1.0,
+          draw=draw_curve) -> Run:
     """Train one weight a random step an epoch; stop as by Ctrl-C in the middle of one."""
     run = Run("test", arguments(out, *more), SOURCE)
     weight, order = torch.nn.Linear(1, 1), torch.Generator().manual_seed(0)
     run.keep(model=weight, order=order)
+    run.resume()
     run.weight = weight
-    with run.training():
+    with run.training(draw):
         for epoch in run.epochs():
             step = torch.randn(()) + torch.rand((), generator=order)
             with torch.no_grad():
                 weight.bias += step
             if epoch == stop:
                 raise KeyboardInterrupt
-            run.record(train_loss=loss(epoch), step=float(step))
+            run.record("", train_loss=loss(epoch), step=float(step))
             run.snapshots[epoch] = {"bias": weight.bias.detach().clone()}
     return run
 
 
+def train_until(stop: int, out: Path, *more: str, **options) -> str:
+    """Train, stop in the middle of an epoch, and return the message."""
+    with pytest.raises(Interrupted) as stopped:
+        train(out, *more, stop=stop, **options)
+    return str(stopped.value)
+
+
+def finish(run: Run, **numbers) -> dict:
+    draw_curve(run)
+    run.reload()
+    return run.finish(**numbers)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Return the figures and results under a folder, by their names."""
+    return {path.name: path.read_bytes() for folder in ("figures", "results")
+            for path in (out / folder).iterdir()}
+
+
+def table(path: Path) -> list[tuple]:
+    """Return the epochs and losses of a table."""
+    return [(int(row["epoch"]), float(row["train_loss"]))
+            for row in csv.DictReader(path.read_text().splitlines())]
+
+
+# Resuming ----------------------------------------------------------------------------------------
+
 def test_resumed_equals_uninterrupted_to_the_last_bit(tmp_path):
     whole = train(tmp_path / "whole")
-    stopped = train(tmp_path / "parts", stop=3)
-    assert stopped.interrupted and len(stopped.history) == 3
-    torch.manual_seed(12345)
+    train_until(3, tmp_path / "parts")
     resumed = train(tmp_path / "parts", "--resume")
     assert torch.equal(whole.weight.bias, resumed.weight.bias)
     assert [row["step"] for row in whole.history] == [row["step"] for row in resumed.history]
@@ -55,81 +80,20 @@ def test_resumed_equals_uninterrupted_to_the_last_bit(tmp_path):
                for epoch in range(5))
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
-    run = train(tmp_path, stop=2)
-    with pytest.raises(Interrupted, match="--resume"):
-        run.reload()
+def test_keep_only_names_and_resume_loads_if_it_was_asked_for(tmp_path):
+    bias = train(tmp_path).weight.bias
+    for more, epochs in (((), 0), (("--resume",), 5)):
+        run, weight = Run("test", arguments(tmp_path, *more), SOURCE), torch.nn.Linear(1, 1)
+        run.keep(model=weight)
+        assert run.history == [] and weight.bias != bias, more
+        run.resume()
+        assert len(run.history) == epochs, (more, len(run.history))
+        assert (weight.bias == bias) == bool(epochs), (more, weight.bias, bias)
 
 
-def test_ctrl_c_before_the_first_checkpoint_touches_no_older_one(tmp_path):
-    train(tmp_path)
-    before = (tmp_path / "checkpoints/test/last.pt").read_bytes()
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, "--lr", "0.5", stop=0)
-    assert (tmp_path / "checkpoints/test/last.pt").read_bytes() == before
-
-
-def test_figures_of_a_stopped_run_stand_beside_those_of_a_whole_one(tmp_path):
-    run = train(tmp_path, stop=2)
-    partial = run.figure("a.png")
-    partial.touch()
-    resumed = train(tmp_path, "--resume")
-    assert resumed.figure("a.png").name == "test-a.png" != partial.name
-    resumed.reload()
-    resumed.finish()
-    assert not partial.exists(), "a finished run leaves no partial figures"
-
-
-def test_a_final_number_that_is_not_finite_is_refused(tmp_path):
-    run = train(tmp_path)
-    run.reload()
-    with pytest.raises(RunError, match="test_loss became nan at the end"):
-        run.finish(test_loss=float("nan"))
-
-
-def test_the_results_name_every_machine_and_commit_that_trained(tmp_path, monkeypatch):
-    train(tmp_path, stop=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "commit", lambda: "another")
-        train(tmp_path, "--resume")
-    run = train(tmp_path, "--resume")  # trains nothing more
-    run.reload()
-    results = run.finish()
-    assert results["commit"] == "another"
-    assert [one["commit"] for one in results["begun_on"]] == [runs.commit()]
-
-
-@pytest.mark.parametrize("updates", [1, 2, 5, 10, 11, 20, 33, 400])
-def test_the_schedule_rises_to_its_peak_and_falls_to_nothing(updates):
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.Adam([weight], lr=3.0)
-    schedule, rates, momenta = runs.one_cycle(optimizer, updates), [], []
-    for _ in range(updates):
-        rates.append(optimizer.param_groups[0]["lr"])
-        momenta.append(optimizer.param_groups[0]["betas"][0])
-        optimizer.step()
-        schedule.step()
-    peak = rates.index(max(rates))
-    assert min(rates) > 0 and max(rates) < 3.0 + 1e-9
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    if updates >= 20:
-        assert max(rates) > 2.8 and rates[-1] < 0.1 and peak <= 0.1 * updates
-        assert momenta[peak] == min(momenta) < 0.86 and momenta[-1] > 0.94
-
-
-@pytest.mark.parametrize("cycle_momentum", [True, False])
-def test_only_a_cycle_with_momentum_touches_it(cycle_momentum):
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], betas=(0.5, 0.9))
-    runs.one_cycle(optimizer, 100, cycle_momentum)
-    assert (optimizer.param_groups[0]["betas"] == (0.5, 0.9)) == (not cycle_momentum)
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(RunError, match="train_loss became nan in epoch 3"):
-        train(tmp_path, loss=lambda epoch: float("nan") if epoch == 3 else 1.0)
-    state = torch.load(tmp_path / "checkpoints/test/last.pt", weights_only=True)
-    assert state["history"][-1]["epoch"] == 2
+def test_resuming_without_a_checkpoint_begins(tmp_path, capsys):
+    assert len(train(tmp_path, "--resume").history) == 5
+    assert "starting from the beginning" in capsys.readouterr().out
 
 
 def test_resuming_refuses_other_flags_other_data_and_damage(tmp_path, monkeypatch):
@@ -152,57 +116,196 @@ def test_resuming_refuses_other_flags_other_data_and_damage(tmp_path, monkeypatc
             train(tmp_path, "--resume")
 
 
-def test_resuming_without_a_checkpoint_begins(tmp_path, capsys):
-    assert len(train(tmp_path, "--resume").history) == 5
-    assert "starting from the beginning" in capsys.readouterr().out
+@pytest.mark.parametrize(("begun", "resumed"), [((), ("--dataset", "bmnist")),
+                                                (("--dataset", "bmnist"), ())])
+def test_equal_data_may_be_named_or_found(tmp_path, begun, resumed):
+    """The hash decides, and not whether --dataset is auto or names what auto takes."""
+    train_until(2, tmp_path, *begun)
+    assert len(train(tmp_path, "--resume", *resumed).history) == 5
+
+
+# Ctrl-C ------------------------------------------------------------------------------------------
+
+def test_ctrl_c_draws_what_has_been_trained_and_says_how_to_go_on(tmp_path):
+    seen = []
+
+    def draw(run):
+        seen.append((len(run.history), run.weight.bias.item(),
+                     {epoch: moment["bias"].item() for epoch, moment in run.snapshots.items()}))
+
+    message = train_until(3, tmp_path, draw=draw)
+    assert "stopped after epoch 2" in message and "--resume" in message, message
+    whole = train(tmp_path / "whole").snapshots
+    moments = {epoch: whole[epoch]["bias"].item() for epoch in range(3)}
+    assert seen == [(3, moments[2], moments)], "as after the last whole epoch"
+
+
+def test_ctrl_c_before_the_first_checkpoint_touches_no_older_one(tmp_path):
+    finish(train(tmp_path))
+    checkpoint, before = tmp_path / "checkpoints/test/last.pt", files(tmp_path)
+    older = checkpoint.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "--lr", "0.5", stop=0)
+    assert checkpoint.read_bytes() == older and files(tmp_path) == before
+
+
+# Until a run has finished ------------------------------------------------------------------------
+
+def test_files_are_partial_until_the_run_has_finished(tmp_path):
+    sibling = tmp_path / "figures" / "test-seed1-partial-a.png"
+    sibling.parent.mkdir()
+    sibling.write_text("another run's")
+    run = train(tmp_path)
+    assert run.figure("a.png") == tmp_path / "figures" / "test-partial-a.png"
+    run.figure("a.png").write_text("a")
+    draw_curve(run)
+    assert set(files(tmp_path)) == {"test-partial-a.png", "test-partial-curve.pdf",
+                                    "test-partial.csv", sibling.name}
+    finish(run)
+    assert set(files(tmp_path)) == {"test-a.png", "test-curve.pdf", "test.csv", "test.json",
+                                    sibling.name}
+    assert (tmp_path / "figures" / "test-a.png").read_text() == "a"
+
+
+def test_the_partial_table_has_a_row_an_epoch_also_of_a_stopped_run(tmp_path):
+    seen, partial = [], tmp_path / "results" / "test-partial.csv"
+
+    def loss(epoch):
+        seen.append(table(partial) if partial.exists() else [])
+        return float(10 - epoch)
+
+    rows = [(epoch, 10.0 - epoch) for epoch in range(5)]
+    train_until(3, tmp_path, loss=loss)
+    assert table(partial) == rows[:3]
+    run = train(tmp_path, "--resume", loss=loss)
+    assert seen == [rows[:epoch] for epoch in range(5)], seen
+    assert table(partial) == rows
+    finish(run)
+    assert table(tmp_path / "results" / "test.csv") == rows and not partial.exists()
+
+
+def test_an_unfinished_run_changes_no_file_of_a_finished_one(tmp_path):
+    finish(train(tmp_path), test_loss=0.5)
+    finished = files(tmp_path)
+    train_until(2, tmp_path, loss=lambda epoch: 9.0)
+    after = files(tmp_path)
+    assert after == {**finished, **{name: after[name] for name in (
+        "test-partial.csv", "test-partial-curve.pdf")}}
+    assert after["test-partial-curve.pdf"] == b"2 epochs"
+    finish(train(tmp_path, "--resume", loss=lambda epoch: 9.0), test_loss=0.25)
+    replaced = files(tmp_path)
+    assert set(replaced) == set(finished) and replaced["test.csv"] != finished["test.csv"]
+
+
+def test_only_a_resumed_run_keeps_the_partial_figures_that_there_are(tmp_path):
+    def draw_update(run):
+        run.figure(f"update-{len(run.history)}.png").touch()
+
+    def updates():
+        return {name for name in files(tmp_path) if "update" in name}
+
+    train_until(2, tmp_path, draw=draw_update)
+    train_until(3, tmp_path, "--resume", draw=draw_update)
+    assert updates() == {"test-partial-update-2.png", "test-partial-update-3.png"}
+    train_until(1, tmp_path, draw=draw_update)
+    assert updates() == {"test-partial-update-1.png"}, "those of the run given up are gone"
+
+
+def test_the_moments_are_named_start_half_and_end(tmp_path):
+    def names(run):
+        return [(name, next(epoch for epoch in run.snapshots if run.snapshots[epoch] is moment))
+                for name, moment in run.named_moments()]
+
+    seen = []
+    train_until(2, tmp_path, draw=lambda run: seen.append(names(run)))
+    train_until(4, tmp_path, "--resume", draw=lambda run: seen.append(names(run)))
+    assert seen == [[("start", 0), ("end", 1)], [("start", 0), ("half", 2), ("end", 3)]]
+    whole = train(tmp_path, "--resume")
+    assert names(whole) == [("start", 0), ("half", 2), ("end", 4)]
+
+
+# Numbers -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shown", [
+    "-ELBO: train 106.12, val 106.34 nats (KL 25.00), 20 units",
+    "loss D: train 1.386, val 1.386; G 0.693; D(x) 0.50, D(G(z)) 0.50"])
+def test_an_epoch_is_one_short_line_and_a_row_of_numbers(tmp_path, capsys, monkeypatch, shown):
+    run = Run("test", arguments(tmp_path, "--epochs", "300"), SOURCE)
+    capsys.readouterr()
+    clock = iter([0.0, 5.0, 5.0, 17.0, 17.0, 77.0, 77.0, 91.0])  # epochs of 5, 12, 60 and 14 s
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: next(clock))
+    for epoch in run.epochs():
+        run.record(shown, val_nats=1.5 - epoch, kl=2.0)
+        if epoch == 3:
+            break
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"[  0/300] {shown}; 5.0 s", f"[  1/300] {shown}; 12.0 s, 59:48 left",
+                     f"[  2/300] {shown}; 60.0 s, 178:48 left",
+                     f"[  3/300] {shown}; 14.0 s, 69:18 left"]  # by the median, 14 s
+    assert max(map(len, lines)) <= 100, max(map(len, lines))
+    assert run.history[1] == {"epoch": 1, "val_nats": 0.5, "kl": 2.0, "seconds": 12.0}
+    assert run.last_numbers() == {"val_nats": -1.5, "kl": 2.0}
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(RunError, match="train_loss became nan in epoch 3"):
+        train(tmp_path, loss=lambda epoch: float("nan") if epoch == 3 else 1.0)
+    state = torch.load(tmp_path / "checkpoints/test/last.pt", weights_only=True)
+    assert state["history"][-1]["epoch"] == 2
+
+
+def test_a_final_number_that_is_not_finite_is_refused(tmp_path):
+    with pytest.raises(RunError, match="test_loss became nan at the end"):
+        finish(train(tmp_path), test_loss=float("nan"))
+    assert set(files(tmp_path)) == {"test-partial.csv", "test-partial-curve.pdf"}
 
 
 def test_the_files_of_a_run_hold_every_number(tmp_path):
     run = train(tmp_path)
-    run.reload()
-    results = run.finish(test_loss=0.5)
+    results = finish(run, test_loss=0.5, verdict="healthy", error=None)
     assert results == json.loads((tmp_path / "results/test.json").read_text())
-    assert {"test_loss", "epochs", "epoch_seconds", "train_seconds", "flags", "seed", "data",
-            "device", "precision", "versions", "commit", "date"} <= set(results)
+    assert {"test_loss", "verdict", "error", "epochs", "epoch_seconds", "train_seconds", "flags",
+            "seed", "data", "device", "precision", "versions", "commit", "date"} <= set(results)
+    assert "changed" not in results["flags"] and results["flags"]["lr"] == 0.001
     rows = (tmp_path / "results/test.csv").read_text().splitlines()
     assert rows[0] == "epoch,train_loss,step,seconds" and len(rows) == 6
-    assert run.moments == [0, 1, 2, 3, 4]
+    assert run.moments == results["snapshot_epochs"] == [0, 1, 2, 3, 4]
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def half(file):
-        file.write(b"ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, half)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+def test_the_results_name_every_machine_and_commit_that_trained(tmp_path, monkeypatch):
+    train_until(2, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "commit", lambda: "another")
+        train(tmp_path, "--resume")
+    results = finish(train(tmp_path, "--resume"))  # trains nothing more
+    assert results["commit"] == "another"
+    assert [one["commit"] for one in results["begun_on"]] == [runs.commit()]
 
 
-def test_kill_during_a_checkpoint_leaves_a_loadable_one(tmp_path):
-    """A child saves without pause and is killed (SIGKILL) at several moments."""
-    child = textwrap.dedent(f"""
-        import sys; sys.path.insert(0, {str(CODE)!r})
-        from pathlib import Path
-        import torch
-        from runs import write_atomically
-        for i in range(10**6):
-            write_atomically(Path({str(tmp_path)!r}) / "last.pt",
-                             lambda file: torch.save({{"i": i, "x": torch.full((500_000,), i)}},
-                                                     file))
-            print(i, flush=True)
-        """)
-    for delay_s in (0, 0.0007, 0.0031):
-        with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE) as process:
-            process.stdout.readline()  # the first is complete
-            time.sleep(delay_s)
-            process.kill()
-        state = torch.load(tmp_path / "last.pt", weights_only=True)
-        assert (state["x"] == state["i"]).all()
+@pytest.mark.parametrize(("asked", "fast", "used"), [
+    ("auto", True, "bfloat16"), ("auto", False, "float32"), ("float32", True, "float32"),
+    ("bfloat16", False, "bfloat16")])
+def test_auto_is_the_precision_that_the_hardware_is_good_at(tmp_path, monkeypatch, asked, fast,
+                                                            used):
+    monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: fast)
+    run = Run("test", arguments(tmp_path, "--precision", asked), SOURCE)
+    assert (run.precision, run.bfloat16) == (used, used == "bfloat16")
+    assert run.provenance[0]["precision"] == used
+
+
+def test_a_finished_run_is_found_and_others_are_refused(tmp_path):
+    with pytest.raises(RunError, match=r"no finished run 'test'; make it with code/a.py --resume"):
+        finished_run("test", tmp_path, "a.py", "lr")
+    train_until(2, tmp_path)
+    with pytest.raises(RunError, match=r"test.json' is missing"):
+        finished_run("test", tmp_path, "a.py", "lr")
+    run = train(tmp_path, "--resume")
+    written = finish(run, test_loss=0.5)
+    state, results = finished_run("test", tmp_path, "a.py", "lr")
+    assert results == written and torch.equal(state["kept"]["model"]["bias"], run.weight.bias)
+    run.checkpoint.write_bytes(b"damaged")
+    with pytest.raises(RunError, match="cannot be read as a checkpoint"):
+        finished_run("test", tmp_path, "a.py", "lr")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
@@ -211,7 +314,65 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
         Run("test", arguments(tmp_path / "file"), SOURCE)
 
 
-def test_generators_of_different_uses_differ_and_repeat():
-    draws = [torch.rand(1, generator=generator(seed, use)).item()
+# Schedules and noise -----------------------------------------------------------------------------
+
+def adam(lr: float = 3.0, betas: tuple = (0.9, 0.999)) -> torch.optim.Adam:
+    return torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=lr, betas=betas)
+
+
+def rates_of(optimizer: torch.optim.Optimizer, updates: int) -> list[tuple[float, float]]:
+    """Return the learning rate and momentum that each of so many updates uses."""
+    used = []
+
+    def use(*_):
+        group = optimizer.param_groups[0]
+        used.append((group["lr"], group["betas"][0]))
+
+    last = optimizer.register_step_pre_hook(use)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a schedule that steps too early warns
+        for _ in range(updates):
+            optimizer.step()
+    last.remove()
+    return used
+
+
+@pytest.mark.parametrize("updates", [1, 2, 5, 10, 11, 20, 33, 400])
+def test_the_schedule_follows_each_step_up_to_its_peak_and_down_to_nothing(updates):
+    optimizer = adam(lr=3.0)
+    schedule = one_cycle(optimizer, updates)
+    rates, momenta = zip(*rates_of(optimizer, updates), strict=True)
+    assert schedule.last_epoch == updates, "one step of the schedule for each of the optimizer"
+    assert math.isclose(rates[0], 3.0 / 25), rates[0]
+    peak = rates.index(max(rates))
+    assert min(rates) > 0 and max(rates) < 3.0 + 1e-9
+    assert list(rates[: peak + 1]) == sorted(rates[: peak + 1])
+    assert list(rates[peak:]) == sorted(rates[peak:], reverse=True)
+    if updates >= 20:
+        assert max(rates) > 2.8 and rates[-1] < 0.1 and peak <= 0.1 * updates
+        assert momenta[peak] == min(momenta) < 0.86 and momenta[-1] > 0.94
+
+
+def test_a_resumed_schedule_goes_on_where_it_was():
+    whole, first, second = adam(), adam(), adam()
+    one_cycle(whole, 40)
+    schedule, resumed = one_cycle(first, 40), one_cycle(second, 40)
+    expected, begun = rates_of(whole, 40), rates_of(first, 15)
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert begun + rates_of(second, 25) == expected
+
+
+@pytest.mark.parametrize("cycle_momentum", [True, False])
+def test_only_a_cycle_with_momentum_touches_it(cycle_momentum):
+    optimizer = adam(betas=(0.5, 0.9))
+    one_cycle(optimizer, 100, cycle_momentum)
+    assert optimizer.param_groups[0]["betas"] == ((0.95, 0.9) if cycle_momentum else (0.5, 0.9))
+    momenta = {momentum for _, momentum in rates_of(optimizer, 30)}
+    assert (momenta == {0.5}) == (not cycle_momentum), momenta
+
+
+def test_streams_of_different_uses_differ_and_repeat():
+    draws = [torch.rand(1, generator=random_stream(seed, use)).item()
              for seed, use in ((1, "a"), (1, "a"), (1, "b"), (2, "a"))]
     assert draws[0] == draws[1] and len(set(draws)) == 3

@@ -1,70 +1,118 @@
-"""The scripts as a user starts them: smoke runs, resuming, housekeeping."""
+"""The scripts as a user starts them: smoke runs, resuming, names of runs, housekeeping."""
 
+import argparse
 import ast
+import contextlib
+import importlib
+import io
 import json
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-import torch.utils.flop_counter
+from made_up import SMOKE
+from naming import name_of
 
+import a3
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
-import benchmark
-import digit_classifier as judge
-from datasets import Source, Split
+import vae_variants
+from a3 import judge_classifier, vae_figures
 
 CODE = Path(vae.__file__).parent
 REPOSITORY = CODE.parent
-SMOKE = ["--dataset", "sample", "--limit", "256", "--device", "cpu"]
-SCRIPTS = [
-    (vae, [*SMOKE, "--zdim", "2", "--hidden_dim", "20"]),
-    (nf, [*SMOKE, "--n_flows", "1", "--n_hidden", "16", "--iw_samples", "2"]),
-]
-GAN = (gan, [*SMOKE, "--latent_dim", "8"])
-every_script = pytest.mark.parametrize(("script", "argv"), [*SCRIPTS, GAN],
-                                       ids=["vae", "nf", "gan"])
+THREE_TIMES = {"samples-start.png", "samples-half.png", "samples-end.png", "gallery.png"}
+EPOCHS = 3
+# A script, the module whose loop it trains by, flags, the figures of a run.
+SCRIPTS = {
+    "vae": (vae, vae, ["--zdim", "2", "--hidden_dim", "20", "--nll_samples", "20"],
+            THREE_TIMES | {"elbo.pdf", "reconstructions.png", "codes.pdf", "manifold-start.png",
+                           "manifold-half.png", "manifold-end.png"}),
+    "vae_variants": (vae_variants, vae,
+                     ["--zdim", "3", "--hidden_dim", "20", "--nll_samples", "20", "--shift", "1",
+                      "--objective", "beta", "--beta_warmup", "2", "--posterior", "flow",
+                      "--prior", "flow"],
+                     THREE_TIMES | {"elbo.pdf", "reconstructions.png"}),
+    "nf": (nf, nf, ["--n_flows", "1", "--n_hidden", "16", "--iw_samples", "2"],
+           THREE_TIMES | {"bpd.pdf", "pixel.pdf", "interpolation.png", "temperatures.png"}),
+    "gan": (gan, gan, ["--latent_dim", "8"],
+            THREE_TIMES | {"losses.pdf", "interpolation.png", "chain.png", "nearest.png"}),
+}
+every_script = pytest.mark.parametrize("name", SCRIPTS)
 
 
-@pytest.fixture(autouse=True)
-def quick_judge(monkeypatch):
-    """Let smoke runs of the GAN judge few samples, by a classifier of one epoch."""
-    monkeypatch.setattr(judge, "EPOCHS", 1)
-    monkeypatch.setattr(gan, "EVALUATION_SAMPLES", 500)
-    monkeypatch.setattr(gan, "SATURATION_UPDATES", 3)
+# Smoke runs --------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Let smoke runs draw small manifolds, and judge few samples by a quick classifier."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_figures, "MANIFOLD_SIDE", 4)
+        patch.setattr(judge_classifier, "EPOCHS", 1)
+        patch.setattr(gan, "EVALUATION_SAMPLES", 500)
+        yield
 
 
-def weights(out: Path) -> dict:
-    (checkpoint,) = out.glob("checkpoints/*/last.pt")
-    kept = torch.load(checkpoint, weights_only=True)["kept"]
-    return {f"{network}.{key}": value for network in ("model", "generator", "discriminator",
-                                                      "average") if network in kept
-            for key, value in kept[network].items()}
+def flags(name: str, out: Path) -> list[str]:
+    return [*SMOKE, *SCRIPTS[name][2], "--epochs", str(EPOCHS), "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return a function that runs a script once: its folder, its results, what it printed."""
+    runs = {}
+
+    def run(name: str) -> tuple[Path, dict, list[str]]:
+        if name not in runs:
+            out = tmp_path_factory.mktemp(name)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                results = SCRIPTS[name][0].main(flags(name, out))
+            runs[name] = out, results, printed.getvalue().splitlines()
+        return runs[name]
+
+    return run
 
 
 @every_script
-def test_a_smoke_run_writes_its_figures_and_numbers(script, argv, tmp_path):
-    results = script.main([*argv, "--epochs", "3", "--out", str(tmp_path)])
-    (file,) = tmp_path.glob("results/*.json")
+def test_a_smoke_run_writes_its_figures_and_numbers(name, whole):
+    out, results, _ = whole(name)
+    (file,) = out.glob("results/*.json")
     assert json.loads(file.read_text()) == results
-    for figure in tmp_path.glob("figures/*"):
+    assert {path.name for path in out.glob("results/*")} == {f"{file.stem}.json",
+                                                             f"{file.stem}.csv"}
+    drawn = {path.name.removeprefix(f"{file.stem}-") for path in out.glob("figures/*")}
+    assert drawn == SCRIPTS[name][3], drawn ^ SCRIPTS[name][3]
+    for figure in out.glob("figures/*"):
         assert figure.stat().st_size > 300, figure
-    assert len(list(tmp_path.glob("figures/*"))) >= 5
+    assert (out / "checkpoints" / file.stem / "last.pt").exists()
+
+
+@every_script
+def test_a_run_prints_a_short_line_an_epoch(name, whole):
+    lines = [line for line in whole(name)[2] if line.startswith("[")]
+    assert [line.split("]")[0] for line in lines] == [f"[  {i}/{EPOCHS}"
+                                                      for i in range(EPOCHS + 1)]
+    assert max(map(len, lines)) <= 100, max(lines, key=len)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    (checkpoint,) = out.glob("checkpoints/*/last.pt")
+    return torch.load(checkpoint, weights_only=True)["kept"]["model"]
 
 
 @every_script
 @pytest.mark.parametrize("stop_in", [1, 2])
-def test_the_same_seed_gives_the_same_bits_stopped_or_not(script, argv, stop_in, tmp_path,
+def test_the_same_seed_gives_the_same_bits_stopped_or_not(name, stop_in, whole, tmp_path,
                                                           monkeypatch):
-    argv = [*argv, "--epochs", "3"]
-    results = script.main([*argv, "--out", str(tmp_path / "whole")])
-
-    original, calls = script.run_epoch, []
+    script, loop, _, _ = SCRIPTS[name]
+    out, results, _ = whole(name)
+    original, calls = loop.run_epoch, []
 
     def run_epoch(*args, **kwargs):
         calls.append(1)
@@ -73,45 +121,126 @@ def test_the_same_seed_gives_the_same_bits_stopped_or_not(script, argv, stop_in,
             raise KeyboardInterrupt
         return result
 
-    parts = [*argv, "--out", str(tmp_path / "parts")]
+    for classifier in out.glob("checkpoints/*.pt"):  # which would be trained to the same bits
+        (tmp_path / "checkpoints").mkdir()
+        shutil.copy(classifier, tmp_path / "checkpoints")
+    argv = flags(name, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(script, "run_epoch", run_epoch)
+        patch.setattr(loop, "run_epoch", run_epoch)
         with pytest.raises(SystemExit) as stop:
-            script.exit_with(lambda: script.main(parts))
+            script.exit_with(lambda: script.main(argv))
         assert stop.value.code == 130
-    assert list((tmp_path / "parts/figures").glob("*")), "the figures so far"
-    resumed = script.main([*parts, "--resume"])
+    assert list((tmp_path / "figures").glob("*-partial-*")), "the figures so far"
+    resumed = script.main([*argv, "--resume"])
 
-    whole, part = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert all(torch.equal(whole[key], part[key]) for key in whole)
-    for clock in ("epoch_seconds", "train_seconds", "date"):
-        del results[clock], resumed[clock]
-    assert results == resumed
-    drawn, redrawn = (sorted((tmp_path / folder / "figures").iterdir())
-                      for folder in ("whole", "parts"))
+    one, other = weights(out), weights(tmp_path)
+    assert list(one) == list(other)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    clocks = ("epoch_seconds", "train_seconds", "date")
+    one, other = ({key: value for key, value in run.items() if key not in clocks}
+                  for run in (results, resumed))
+    assert one == other
+    drawn, redrawn = (sorted((folder / "figures").iterdir()) for folder in (out, tmp_path))
     for one, other in zip(drawn, redrawn, strict=True):
         assert one.name == other.name and one.read_bytes() == other.read_bytes(), one.name
 
 
+@every_script
+def test_ctrl_c_in_the_untrained_epoch_ends_in_one_line(name, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    script, loop, _, _ = SCRIPTS[name]
+    monkeypatch.setattr(loop, "run_epoch", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        script.exit_with(lambda: script.main(flags(name, tmp_path)))
+    assert stop.value.code == 130
+    assert capsys.readouterr().out.splitlines()[-1] == "stopped"
+
+
+def test_a_gan_is_not_trained_on_a_batch_of_one_image(tmp_path):
+    for size in ("1", "255"):  # of 256 images
+        with pytest.raises(gan.RunError, match=f"'--batch_size {size}' leaves a batch of one"):
+            gan.main([*flags("gan", tmp_path), "--batch_size", size])
+
+
 def test_importing_a_script_does_nothing():
+    scripts = ", ".join(path.stem for path in CODE.glob("*.py"))
     child = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv.append('--no-such-flag')\n"
-         "import a3_vae_template, a3_nf_template, a3_gan_template, benchmark; print('imported')"],
+         f"import {scripts}; print('imported')"],
         cwd=CODE, capture_output=True, text=True, check=False)
     assert (child.stdout, child.stderr) == ("imported\n", "")
 
 
-@every_script
-def test_ctrl_c_in_the_untrained_epoch_ends_in_one_line(script, argv, tmp_path, monkeypatch,
-                                                        capsys):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+# Names of runs -----------------------------------------------------------------------------------
 
-    monkeypatch.setattr(script, "run_epoch", interrupt)
-    with pytest.raises(SystemExit) as stop:
-        script.exit_with(lambda: script.main([*argv, "--epochs", "3", "--out", str(tmp_path)]))
-    assert stop.value.code == 130
-    assert capsys.readouterr().out.splitlines()[-1] == "stopped"
+NO_NUMBER = {"device", "data_root", "out", "resume", "save_interval", "jobs"}  # change none
+TRIED = ("2", "3", "0.5", "cpu", "another")
+
+
+def other_values(action: argparse.Action) -> list[list[str]]:
+    """Return how to give an action other values than its default, as arguments."""
+    flag = action.option_strings[-1:]
+    if action.nargs == 0:
+        return [flag]
+    given = []
+    for text in action.choices or TRIED:
+        with contextlib.suppress(ValueError, argparse.ArgumentTypeError):
+            value = (action.type or str)(text)
+            given += [[*flag, text]] if value != action.default else []
+    return given
+
+
+def with_and_without(script: ModuleType, base: list[str], given: list[str]) -> tuple[str, str]:
+    """Return the names with and without an argument, by an objective that reads it."""
+    for objective in ("elbo", "beta", "free_bits", "iwae"):
+        fitting = [*base, *(["--objective", objective] if objective != "elbo" else [])]
+        with contextlib.suppress(SystemExit):
+            return name_of(script, [*fitting, *given])[0], name_of(script, fitting)[0]
+    raise AssertionError(f"{given} is refused with every objective")
+
+
+@pytest.mark.parametrize(("command", "plain"), [
+    ("a3_vae_template", "vae-z20"), ("a3_nf_template", "nf"), ("a3_gan_template", "gan"),
+    ("a3_gan_template --recipe template", "gan-template"), ("vae_variants", "vae-variant-z20"),
+    ("vae_variants --recipe best", "vae-best"), ("walks", "vae-z20-walk"),
+    ("evaluate", "comparison"), ("study", "study"), ("benchmark", "benchmark")])
+def test_a_flag_is_in_the_name_of_a_run_if_it_changes_a_number(command, plain):
+    script, *base = command.split()
+    script = importlib.import_module(script)
+    name, parser = name_of(script, base)
+    assert name.replace("-auto", "") == plain, (name, plain)
+    for action in parser._actions:
+        if action.dest == "help" or action.option_strings == base[:1]:
+            continue
+        names = set()
+        given = other_values(action)
+        for one in given:
+            name, without = with_and_without(script, base, one)
+            if action.dest in NO_NUMBER:
+                assert name == without, (one, name, without)
+            else:
+                assert name != without, (one, name)
+            names.add(name)
+        assert given, f"no other value of {action.dest} is tried"
+        assert action.dest in NO_NUMBER or len(names) == len(given), (action.dest, names)
+
+
+# Housekeeping ------------------------------------------------------------------------------------
+
+TEMPLATES = {path.stem for path in CODE.glob("a3_*_template.py")}
+MODULES = {"a3", *(path.stem for path in CODE.glob("*.py"))}
+# What each module of code/ may import of the others; the rest are evaluation scripts.
+ALLOWED = {"a3": {"a3"}, "datasets": {"a3"},
+           **{template: {"a3", "datasets"} for template in TEMPLATES},
+           "vae_variants": {"a3", "datasets", "a3_vae_template"},
+           **{script: {"a3", "datasets", "vae_variants", *TEMPLATES}
+              for script in ("evaluate", "study", "walks", "benchmark")}}
+
+
+def without_tests() -> list[Path]:
+    return [path for path in CODE.rglob("*.py") if path.relative_to(CODE).parts[0] != "tests"]
 
 
 def imports(path: Path) -> set[str]:
@@ -121,21 +250,43 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relative to itself"
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def test_imports_go_one_way():
+    """From evaluation to models to data to what all share, never back."""
+    assert set(ALLOWED) == MODULES, set(ALLOWED) ^ MODULES
+    for path in without_tests():
+        module = path.relative_to(CODE).parts[0].removesuffix(".py")
+        back = (tops(path) & MODULES) - ALLOWED[module]
+        assert not back, f"{path.relative_to(REPOSITORY)} imports {', '.join(back)}"
+
+
+def test_what_the_scripts_share_is_listed_where_it_is():
+    listed = set(re.findall(r"\b[a-z]+(?:_[a-z]+)?\b", a3.__doc__))
+    files = {path.stem for path in (CODE / "a3").glob("*.py")} - {"__init__"}
+    assert files <= listed, files - listed
+    first = set(re.findall(r"^    (\w+)", a3.__doc__, re.MULTILINE))
+    assert first <= files, first - files
+
+
 def test_requirements_cover_the_imports_and_nothing_else():
-    own = {path.stem for path in CODE.glob("*.py")}
-    used = {name.split(".")[0] for path in CODE.rglob("*.py") for name in imports(path)}
+    own = MODULES | {path.stem for path in (CODE / "tests").glob("*.py")}
+    used = {name for path in CODE.rglob("*.py") for name in tops(path)}
     used = {"pillow" if name == "PIL" else name for name in used - own - sys.stdlib_module_names}
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     listed = {re.match(r"[\w-]+", line)[0] for line in lines if line[:1].isalpha()}
-    assert listed - {"ruff"} == used  # ruff is a command
+    assert listed - {"ruff"} == used, (listed - {"ruff"}) ^ used  # ruff is a command
 
 
 def test_only_tests_use_the_forbidden_distributions():
-    for path in CODE.glob("*.py"):
+    for path in without_tests():
         assert not any(name.startswith("torch.distributions") for name in imports(path)), path
         assert not any(isinstance(node, ast.Attribute) and node.attr == "distributions"
                        for node in ast.walk(ast.parse(path.read_text()))), path
@@ -143,76 +294,3 @@ def test_only_tests_use_the_forbidden_distributions():
 
 def test_code_is_no_package():
     assert not (CODE / "__init__.py").exists(), "it would shadow the standard library's code"
-
-
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines()
-            if line.split("#")[0].strip()]
-
-
-def test_the_commands_of_the_readme_exist():
-    scripts = {f"code/{script.__name__}.py": script for script, _ in [*SCRIPTS, GAN]}
-    targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    commands = [shlex.split(command) for command in readme_commands()]
-    assert len(commands) >= 4
-    for command in commands:
-        if command[0] == "make":
-            assert command[1] in targets, command
-        elif "python" in command[0]:
-            assert (REPOSITORY / command[1]).exists(), command
-            if command[1] in scripts:
-                scripts[command[1]].parse_args(command[2:])
-        else:
-            assert command[0] in {"git", "cd", "export"}, command
-
-
-def test_every_number_of_the_readme_is_that_of_its_results_file():
-    """A number is followed by where it is from: 95.09<!-- vae-z20.val_elbo_nats -->."""
-    text = (REPOSITORY / "README.md").read_text()
-    claims = re.findall(r"(-?[\d.,]+)<!-- ([\w-]+)\.([\w.]+) -->", text)
-    assert len(claims) >= 8
-    for shown, file, keys in claims:
-        value = json.loads((REPOSITORY / "report/results" / f"{file}.json").read_text())
-        for key in keys.split("."):
-            value = value[int(key) if isinstance(value, list) else key]
-        decimals = len(shown.partition(".")[2])
-        assert shown == f"{value:,.{decimals}f}", (file, keys, shown, value)
-    for row in re.findall(r"^\|.*<!--.*\|$", text, re.MULTILINE):
-        cells = row.split("|", 2)[2]  # a case of the study may be called "beta 0.25"
-        bare = re.sub(r"-?[\d.,]+<!--.*?-->", "", cells)
-        assert not re.search(r"\d+\.\d", bare), f"a number without its source: {bare}"
-
-
-def test_the_benchmark_divides_the_epoch_by_its_floor(monkeypatch):
-    clock = iter([3.0, 1.0] * 5)
-    monkeypatch.setattr(benchmark, "seconds", lambda work, device: next(clock))
-    images, source = torch.zeros(10, 784), Source("sample", "", "")
-    row = benchmark.compare(lambda: None, lambda: None, Split(images, source, batch_size=4), 5,
-                            "cpu")
-    assert row["epoch_seconds"] == 3.0
-    assert row["floor_seconds"] == 1.0 * 10 / 8, "two full batches of four stand for ten images"
-    assert row["ratio"] == 3.0 / 1.25
-
-
-def test_the_benchmark_counts_the_products_of_one_update():
-    """Two layers on data: 3 x 2 m n B operations each, less the first one's input gradient."""
-    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
-    floor = benchmark.matrix_products(model, {model[0]}, 11, torch.float32)
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
-        floor()
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as update:
-        model(torch.randn(11, 5)).sum().backward()
-    expected = 2 * 11 * (2 * 5 * 7 + 3 * 7 * 3)
-    assert counter.get_total_flops() == update.get_total_flops() == expected
-
-
-def test_the_benchmark_counts_the_products_of_one_update_of_the_gan():
-    args = gan.parse_args(["--recipe", "template"])
-    parts = gan.networks(args, "cpu", updates=1)
-    x, z = torch.rand(8, 784), torch.randn(8, args.latent_dim)
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as floor:
-        benchmark.gan_products(parts["generator"], parts["discriminator"], 8)()
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as update:
-        gan.update(x, z, **parts, loss="nonsaturating")
-    assert floor.get_total_flops() == update.get_total_flops()

@@ -1,20 +1,17 @@
 """The VAE's mathematics against oracles, closed forms and its own contracts."""
 
+import inspect
 import math
 
 import pytest
 import torch
+from made_up import binary, seeded
 from torch import nn
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 import a3_vae_template as vae
-from a3_vae_template import VAE, Decoder, Elbo, Encoder, bernoulli_nll, gaussian_kls
-from datasets import Split
-
-
-def binary(images: int, seed: int = 0, **options) -> Split:
-    pixels = torch.rand(images, 784, generator=torch.Generator().manual_seed(seed)) < 0.2
-    return Split(pixels.to(torch.uint8), None, **options)
+from a3.vae_figures import Elbo
+from a3_vae_template import VAE, Decoder, Encoder, bernoulli_nll, gaussian_kls
 
 
 def zeroed(model: nn.Module) -> nn.Module:
@@ -153,9 +150,9 @@ def test_the_mean_log_weight_is_the_elbo_and_more_draws_tighten_it():
     torch.manual_seed(0)
     model, x = VAE(16, 3).eval(), binary(5).images.float()
     with torch.no_grad():
-        log_w = model.log_weights(x, 20_000).double()
-        elbo = -sum(sum(model.elbo_terms(x)) for _ in range(2000)) / 2000
-    assert torch.allclose(log_w.mean(dim=0), elbo.double(), atol=0.1), (log_w.mean(0), elbo)
+        log_w = model.log_weights(x, 4000).double()
+        elbo = -sum(model.elbo_terms(x.repeat(4000, 1))).double().reshape(4000, 5).mean(dim=0)
+    assert torch.allclose(log_w.mean(dim=0), elbo, atol=0.1), (log_w.mean(0), elbo)
     log_p = log_w.logsumexp(dim=0) - math.log(len(log_w))
     assert (log_p > log_w.mean(dim=0) + 0.01).all()
 
@@ -172,8 +169,7 @@ def test_forward_is_the_mean_of_the_terms():
 
 def test_an_update_follows_the_gradient_of_the_whole_elbo():
     torch.manual_seed(0)
-    model, data = VAE(hidden_dim=30, z_dim=4), binary(16, batch_size=16)
-    model.encoder.body[0].p = 0.0
+    model, data = VAE(hidden_dim=30, z_dim=4, dropout=0.0), binary(16, batch_size=16)
     state = torch.get_rng_state()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     model.train()(data.images.float()).backward()
@@ -190,28 +186,44 @@ def test_evaluation_drops_no_pixels():
     assert torch.equal(model.eval().encoder(x)[0], model.encoder(x)[0])
 
 
-def test_validation_is_in_full_precision():
+def test_training_is_in_half_precision_if_asked_and_validation_never():
     model, data = VAE(hidden_dim=30, z_dim=4), binary(16)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-    autocast = torch.autocast("cpu", torch.bfloat16)
-    _, val = vae.run_epoch(model, (data, data), optimizer, autocast=autocast)
-    assert val == vae.epoch_iter(model, data)
+    stands_still = torch.optim.SGD(model.parameters(), lr=0.0)
+    half, full = (seeded(vae.run_epoch, model, (data, data), stands_still, bfloat16)
+                  for bfloat16 in (True, False))
+    assert half[0] != full[0] and abs(half[0] - full[0]) < 0.01 * full[0], (half[0], full[0])
+    assert half[1] == full[1] == vae.epoch_iter(model, data), (half[1], full[1])
 
 
 # Contracts -------------------------------------------------------------------------------------
 
-def test_the_template_interface():
+def test_the_template_interface(tmp_path):
+    """The course's names and keywords."""
     x = binary(5).images.float()
-    mean, std = Encoder(hidden_dim=30, z_dim=4)(x)
+    mean, std = Encoder(hidden_dim=30, z_dim=4)(input=x)
     assert mean.shape == std.shape == (5, 4) and (std > 0).all()
-    means = Decoder(hidden_dim=30, z_dim=4)(mean)
+    means = Decoder(hidden_dim=30, z_dim=4)(input=mean)
     assert means.shape == (5, 784) and means.min() >= 0 and means.max() <= 1
     model = VAE(hidden_dim=30, z_dim=4)
-    loss = model(x)
+    loss = model(input=x)
     assert loss.shape == () and loss.isfinite()
-    samples, im_means = model.sample(3)
+    samples, im_means = model.sample(n_samples=3)
     assert samples.shape == im_means.shape == (3, 784)
     assert set(samples.unique().tolist()) <= {0.0, 1.0}
+    data, optimizer = binary(16, batch_size=8), torch.optim.Adam(model.parameters())
+    curves = zip(*(vae.run_epoch(model=model, data=(data, data), optimizer=optimizer)
+                   for _ in range(2)), strict=True)
+    assert math.isfinite(vae.epoch_iter(model=model, data=data, optimizer=optimizer))
+    train_curve, val_curve = curves
+    vae.save_elbo_plot(train_curve=train_curve, val_curve=val_curve,
+                       filename=tmp_path / "elbo.pdf")
+    assert (tmp_path / "elbo.pdf").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("network", [Encoder, Decoder, VAE])
+def test_the_networks_have_the_sizes_of_the_template_by_default(network):
+    first = list(inspect.signature(network).parameters.values())[:2]
+    assert [(one.name, one.default) for one in first] == [("hidden_dim", 500), ("z_dim", 20)]
 
 
 def test_std_is_positive_however_negative_its_weights():

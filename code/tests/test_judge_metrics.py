@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-import sample_metrics as metrics
+from a3 import judge_metrics as metrics
 
 
 @pytest.fixture(scope="module")

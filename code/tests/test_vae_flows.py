@@ -1,10 +1,10 @@
-"""Flows of codes: inverses, log-determinants, and what the VAE makes of them."""
+"""Flows of codes: inverses and log-determinants, and the identity at the start."""
 
 import pytest
 import torch
 from torch import nn
 
-from latent_flows import CodeFlow
+from a3.vae_flows import CodeFlow
 
 
 def randomised(flow: CodeFlow) -> CodeFlow:

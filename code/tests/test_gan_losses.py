@@ -1,0 +1,66 @@
+"""The GAN's objectives: known answers, closed forms, gradients where D rejects."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from a3 import gan_losses
+from a3.gan_losses import LOSSES
+
+
+def test_where_d_is_one_half_v_is_minus_log_4():
+    undecided = torch.zeros(5, 1)
+    assert math.isclose(gan_losses.discriminator_loss(undecided, undecided), math.log(4),
+                        rel_tol=1e-6)
+    assert math.isclose(gan_losses.nonsaturating_loss(undecided), math.log(2), rel_tol=1e-6)
+    assert math.isclose(gan_losses.minimax_loss(undecided), -math.log(2), rel_tol=1e-6)
+
+
+def test_the_losses_are_those_of_the_probabilities():
+    real_a, fake_a = torch.randn(2, 50, 1, dtype=torch.float64)
+    real, fake = real_a.sigmoid(), fake_a.sigmoid()
+    v = real.log().mean() + (1 - fake).log().mean()
+    assert torch.allclose(gan_losses.discriminator_loss(real_a, fake_a), -v)
+    assert torch.allclose(gan_losses.nonsaturating_loss(fake_a), -fake.log().mean())
+    assert torch.allclose(gan_losses.minimax_loss(fake_a), (1 - fake).log().mean())
+
+
+@pytest.mark.parametrize(("loss", "d_value", "g_value"), [
+    ("hinge", (0 + 2) / 2 + (0.5 + 2) / 2, -(-0.5 + 1) / 2),
+    ("least_squares", (1 + 4) / 4 + (0.25 + 1) / 4, (2.25 + 0) / 4),
+    ("wasserstein", 0.25 - 0.5, -0.25)])
+def test_the_other_losses_by_hand(loss, d_value, g_value):
+    real_a, fake_a = torch.tensor([[2.0], [-1.0]]), torch.tensor([[-0.5], [1.0]])
+    d_loss, g_loss = LOSSES[loss]
+    assert math.isclose(d_loss(real_a, fake_a), d_value, rel_tol=1e-6)
+    assert math.isclose(g_loss(fake_a), g_value, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [-20.0, -5.0])
+def test_the_minimax_gradient_vanishes_where_d_rejects_and_the_other_does_not(logit):
+    a = torch.tensor([[logit]], dtype=torch.float64, requires_grad=True)
+    d = torch.sigmoid(a).item()
+    (flat,) = torch.autograd.grad(gan_losses.minimax_loss(a), a)
+    (steep,) = torch.autograd.grad(gan_losses.nonsaturating_loss(a), a)
+    assert math.isclose(flat, -d, rel_tol=1e-9)
+    assert math.isclose(steep, d - 1, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_are_finite_at_logits_of_100(loss):
+    d_loss, g_loss = LOSSES[loss]
+    for a in (torch.full((2, 1), 100.0), torch.full((2, 1), -100.0)):
+        assert d_loss(a, a).isfinite() and g_loss(a).isfinite()
+
+
+def test_the_gradient_penalty_of_a_linear_critic_is_that_of_its_weight():
+    critic = nn.Linear(784, 1).double()
+    x, fake = torch.randn(2, 5, 784, dtype=torch.float64)
+    penalty = gan_losses.gradient_penalty(critic, x, fake)
+    norm = critic.weight.detach().norm()
+    assert torch.allclose(penalty, (norm - 1) ** 2)
+    penalty.backward()
+    expected = 2 * (norm - 1) * critic.weight.detach() / norm
+    assert torch.allclose(critic.weight.grad, expected)

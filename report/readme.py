@@ -1,0 +1,123 @@
+"""Fill the README's tables from report/results/*.json.
+
+Each stands between <!-- table: NAME --> and <!-- end -->; everything else in the README stays.
+
+    python report/readme.py      # or make readme; needs nothing but the standard library
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+REPORT = Path(__file__).resolve().parent
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+NUMBER = re.compile(r"\{([^{}:]+):([^{}]*)\}")
+
+RESULTS = """\
+| model | measure, lower is better | validation | test |
+|---|---|---|---|
+| VAE, 20 latent dimensions | -ELBO, nats per image | {vae-z20.val_elbo_nats:.2f} | {vae-z20.test_elbo_nats:.2f} |
+| VAE, highest likelihood | -log p(x), nats per image, {vae-best.nll_samples:,} draws | | {vae-best.test_nll_nats:.2f} |
+| flow, 4 pairs of couplings | bits per dimension | {nf.val_bits_per_dim:.3f} | {nf.test_bits_per_dim:.3f} |
+| GAN | Frechet distance, floor {gan.frechet_floor:.1f} | {gan.val_frechet_distance:.1f} | {gan.frechet_distance:.1f} |
+| GAN, the course's plain recipe | Frechet distance | {gan-template.val_frechet_distance:.1f} | {gan-template.frechet_distance:.1f} |
+"""  # noqa: E501
+
+# Measure, its key, decimals, whether the deviation over repeats is given.
+MEASURES = [
+    ("Frechet distance", "frechet_distance", ".2f", True),
+    ("precision", "precision", ".3f", True), ("recall", "recall", ".3f", True),
+    ("density", "density", ".3f", True), ("coverage", "coverage", ".3f", True),
+    ("digits against test, KL in nats", "class_divergence_nats", ".4f", False),
+    ("clear digits, share", "clear_share", ".3f", False),
+    ("parameters", "parameters", ",", False),
+    ("1,000 samples, milliseconds", "milliseconds_per_1000_samples", ",.0f", False),
+]
+MODELS = ("vae", "gan", "nf", "floor")
+
+STUDY = """\
+| case | -ELBO | -log p(x) | reconstruction | KL | active units | verdict |
+|---|---|---|---|---|---|---|
+"""
+SHOWN = ("ELBO", "IWAE 50", "flow prior", "shifts, flow prior",
+         "collapse: beta 30", "cure: beta 30, free bits 8", "overload: UAE")
+STUDY_ROW = """\
+| {name:} | {test_elbo_nats:.1f} | {test_nll_nats:.1f} | {reconstruction_nats:.1f} | {kl_nats:.1f} \
+| {active_units:} | {verdict:} |
+"""
+
+SPEED = """\
+| model | precision | images | seconds an epoch | products alone | ratio |
+|---|---|---|---|---|---|
+"""
+SPEED_ROW = """\
+| NAME | {precision:} | {images:,} | {epoch_seconds:.1f} | {floor_seconds:.1f} | {ratio:.2f} |
+"""
+TIMED = {"vae": "VAE", "nf": "flow", "nf_bfloat16": "flow", "gan": "GAN, the course's recipe"}
+
+
+def filled(template: str, values: dict) -> str:
+    """Replace each {key:format} by the value that the dotted key leads to."""
+    def number(match: re.Match) -> str:
+        value = values
+        for part in match[1].split("."):
+            value = value[part]
+        return format(value, match[2])
+    return NUMBER.sub(number, template)
+
+
+def comparison(record: dict) -> str:
+    """Return the table of the comparison, a row a measure; empty where a model has none."""
+    sets = f"mean ± deviation over {record['repeats']} sets of {record['samples']:,} samples"
+    lines = [f"| {sets} | VAE | GAN | flow | floor |", "|---|---|---|---|---|"]
+    for name, key, decimals, deviates in MEASURES:
+        cells = []
+        for row in (record[model] for model in MODELS):
+            cell = "" if row[key] is None else format(row[key], decimals)
+            if deviates:
+                cell += f" ± {format(row[f'{key}_deviation'], decimals)}"
+            cells.append(cell)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Return every table by its name."""
+    records = {file.stem: json.loads(file.read_text(encoding="utf-8"))
+               for file in results.glob("*.json")}
+    benchmark = records["benchmark"]
+    return {
+        "results": filled(RESULTS, records),
+        "comparison": comparison(records["comparison"]),
+        "study": STUDY + "".join(filled(STUDY_ROW, row) for row in records["study"]["rows"]
+                                 if row["name"] in SHOWN),
+        "speed": SPEED + "".join(filled(SPEED_ROW.replace("NAME", name), benchmark[key])
+                                 for key, name in TIMED.items() if key in benchmark)}
+
+
+def readme(text: str, results_folder: Path = REPORT / "results") -> str:
+    """Return the README's text with its tables filled anew.
+
+    Raises:
+        KeyError: a table or a number is unknown.
+    """
+    found = tables(results_folder)
+    return TABLE.sub(lambda match: match[1] + found[match[2]], text)
+
+
+def main() -> int:
+    """Fill the tables of README.md; return the exit status."""
+    file = REPORT.parent / "README.md"
+    try:
+        text = readme(file.read_text(encoding="utf-8"))
+    except (OSError, KeyError, ValueError) as error:
+        print(f"error: report/results lacks what README.md shows: {error!r}", file=sys.stderr)
+        return 1
+    file.write_text(text, encoding="utf-8")
+    print("README.md: tables filled from report/results")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
