@@ -126,7 +126,7 @@ NLL = {"bernoulli": vae.bernoulli_nll, "gaussian": gaussian_nll}
 def objective_of(args: argparse.Namespace, epoch: int) -> Objective:
     """Return the objective of an epoch (from 1): beta rises in equal steps while it warms up."""
     if args.objective == "beta":
-        warm = min(1.0, (epoch - 1) / args.beta_warmup) if args.beta_warmup else 1.0
+        warm = min(1.0, max(0, epoch - 1) / args.beta_warmup) if args.beta_warmup else 1.0
         return beta_elbo(args.beta * warm)
     if args.objective == "free_bits":
         bounded = free_bits_per_dimension if args.per_dimension else free_bits

@@ -21,6 +21,7 @@ from a3.cli import exit_with, parse, run_name, seed_int, tool_flags
 from a3.latents import line_and_arc
 from a3.records import REPOSITORY, write_record
 from a3.runs import RunError, random_stream
+from a3.vae_monitors import active_units
 from datasets import bmnist, labelled
 from vae_variants import trained_vae
 
@@ -167,7 +168,7 @@ def draw_walks(model, digits, noise: torch.Generator, figure) -> dict:
         figure: file name to the path of a figure.
 
     Returns:
-        log p(x|z) in nats of the prior samples drawn.
+        log p(x|z) in nats of the prior samples drawn, and how many units are active.
     """
     images, labels = digits.pixels(digits.images), digits.labels
     codes = model.code(images)  # (N, D)
@@ -177,7 +178,7 @@ def draw_walks(model, digits, noise: torch.Generator, figure) -> dict:
     draw_attributes(model, codes, images, labels, figure)
     eps = torch.zeros(len(images), model.z_dim, device=images.device)
     draw_dimensions(model, model.terms(images, eps).kls.mean(dim=0), figure)
-    return numbers
+    return {**numbers, "active_units": active_units(codes)}
 
 
 # Main --------------------------------------------------------------------------------------------

@@ -4,12 +4,12 @@ import argparse
 
 import pytest
 import torch
-from helpers import arguments
 
 from a3 import cli
 from a3.cli import parse, run_name
 from a3.fetch import DataError, Source
 from a3.runs import Interrupted, RunError
+from helpers import arguments
 
 SOURCE = Source("bmnist", "", "")
 

@@ -6,7 +6,6 @@ from argparse import Namespace
 
 import pytest
 import torch
-from made_up import SMOKE
 from torch import nn
 
 import a3_gan_template as gan
@@ -14,11 +13,12 @@ import a3_nf_template as nf
 import a3_vae_template as vae
 import evaluate
 import vae_variants
-from a3 import judge_classifier, judge_metrics
+from a3 import figures, judge_classifier, judge_metrics
 from a3.importance import Estimate
 from a3.judge_comparison import BETTER_HIGH
 from a3.runs import RunError
 from datasets import Split
+from made_up import SMOKE
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def results(tmp_path_factory, request) -> tuple[dict, dict, list[str]]:
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)
     for module, name, value in ((gan, "EVALUATION_SAMPLES", 300), (judge_classifier, "EPOCHS", 1),
-                                (judge_metrics, "SUBSETS", 10)):
+                                (judge_metrics, "SUBSETS", 10), (figures, "ZOOM", 1)):
         patch.setattr(module, name, value)
     flags = ["--dataset", "sample", "--device", "cpu", "--out", str(out)]
-    for name, script, own in (("vae", vae, ["--zdim", "2", "--hidden_dim", "16"]),
+    for name, script, own in (("vae", vae, ["--zdim", "3", "--hidden_dim", "16"]),
                               ("nf", nf, ["--n_flows", "1", "--n_hidden", "8"]),
                               ("gan", gan, [])):
         script.main([*SMOKE, "--epochs", "1", "--out", str(out), *own])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_up import grey, seeded
 from torch import nn
 
 import a3_gan_template as gan
@@ -16,6 +15,7 @@ from a3.gan_losses import LOSSES
 from a3.runs import Run, one_cycle, random_stream
 from a3_gan_template import GAN, Discriminator, Generator
 from datasets import RandomShift, Source
+from made_up import grey, seeded
 
 
 def players(lr: float = 0.0) -> dict:

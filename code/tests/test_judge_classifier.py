@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from made_up import grey
 
 from a3 import judge_classifier as judge
 from a3.runs import RunError
 from datasets import Source, Split
+from made_up import grey
 
 
 def labelled(number: int) -> Split:

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from made_up import grey, seeded
 from torch import nn
 from torch.distributions import Normal
 
@@ -15,6 +14,7 @@ import a3_nf_template as nf
 from a3.importance import Estimate, importance_sampled_nll
 from a3_nf_template import Coupling, Flow, Model, get_mask, log_prior, sample_prior
 from datasets import Split
+from made_up import grey, seeded
 
 
 def randomised(module: nn.Module, scale: float = 0.3, seed: int = 0) -> nn.Module:

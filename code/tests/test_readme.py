@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+
 from naming import name_of
 from report_modules import REPORT, REPOSITORY, module
 
@@ -76,6 +77,8 @@ def test_every_script_says_how_to_start_it():
         if path.parent.name != "a3" and 'if __name__ == "__main__":' in path.read_text():
             started = {command.split()[0] for command in commands(docstring(path))}
             assert str(path.relative_to(REPOSITORY)) in started, path
+        for command in re.findall(r"^ +python .*", docstring(path), re.MULTILINE):
+            assert COMMAND.search(command), (path, command)
 
 
 # Numbers -----------------------------------------------------------------------------------------
@@ -122,8 +125,9 @@ def test_numbers_beside_a_command_are_in_the_results_of_its_run():
             script, *argv = shlex.split(command)
             name = name_of(importlib.import_module(Path(script).stem), argv)[0]
             file = REPORT / "results" / f"{name.replace('-auto', '', 1)}.json"
-            values = [value for value in json.loads(file.read_text()).values()
-                      if isinstance(value, float)]
+            split = "val_" if "validation" in said else "test_" if "test" in said else ""
+            values = [value for key, value in json.loads(file.read_text()).items()
+                      if isinstance(value, float) and key.startswith(split)]
             for number in numbers:
                 decimals = len(number.partition(".")[2])
                 assert number in {f"{value:.{decimals}f}" for value in values}, (command, number)

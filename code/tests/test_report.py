@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_modules import REPORT, REPOSITORY, module
 
 import a3_gan_template as gan
 from a3 import figures
+from report_modules import REPORT, REPOSITORY, module
 
 sources, macros, check = (module(name) for name in ("sources", "macros", "check"))
 QUESTIONS = [*(f"1.{i}" for i in range(1, 16)), *(f"2.{i}" for i in range(1, 8)),

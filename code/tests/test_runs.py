@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import arguments
 
 from a3 import runs
 from a3.fetch import Source
 from a3.runs import Interrupted, Run, RunError, finished_run, one_cycle, random_stream
+from helpers import arguments
 
 SOURCE = Source("bmnist", "test images", "0" * 64)
 

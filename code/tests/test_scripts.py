@@ -15,15 +15,15 @@ from types import ModuleType
 
 import pytest
 import torch
-from made_up import SMOKE
-from naming import name_of
 
 import a3
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 import vae_variants
-from a3 import judge_classifier, vae_figures
+from a3 import figures, judge_classifier, vae_figures, vae_monitors
+from made_up import SMOKE
+from naming import name_of
 
 CODE = Path(vae.__file__).parent
 REPOSITORY = CODE.parent
@@ -51,9 +51,11 @@ every_script = pytest.mark.parametrize("name", SCRIPTS)
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Let smoke runs draw small manifolds, and judge few samples by a quick classifier."""
+    """Let smoke runs draw small images, look at few codes, and judge few samples quickly."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "ZOOM", 1)
         patch.setattr(vae_figures, "MANIFOLD_SIDE", 4)
+        patch.setattr(vae_monitors, "EXAMINED_CODES", 20)
         patch.setattr(judge_classifier, "EPOCHS", 1)
         patch.setattr(gan, "EVALUATION_SAMPLES", 500)
         yield

@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from made_up import binary, seeded
 from torch import nn
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 import a3_vae_template as vae
 from a3.vae_figures import Elbo
 from a3_vae_template import VAE, Decoder, Encoder, bernoulli_nll, gaussian_kls
+from made_up import binary, seeded
 
 
 def zeroed(model: nn.Module) -> nn.Module:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from made_up import binary, seeded
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from a3 import vae_objectives as objectives
 from a3_vae_template import VAE
+from made_up import binary, seeded
 from vae_variants import Terms, VariantVAE
 
 

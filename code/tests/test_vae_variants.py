@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_up import SMOKE, binary, seeded
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 import a3_vae_template as vae
 import vae_variants as variants
+from a3 import vae_monitors
 from a3 import vae_objectives as objectives
-from a3.vae_monitors import COLLAPSE
 from datasets import RandomShift, Source
+from made_up import SMOKE, binary, seeded
 from vae_variants import VariantRun, VariantVAE
 
 
@@ -253,6 +253,7 @@ def test_an_exploding_gradient_is_shortened_and_a_usual_one_left_alone():
 def test_every_update_of_a_flow_is_clipped_and_no_other(prior, clipped, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(VariantVAE, "clip_gradient", lambda self: calls.append(1))
+    monkeypatch.setattr(vae_monitors, "EXAMINED_CODES", 20)
     variants.main([*SMOKE, "--batch_size", "64", "--epochs", "1", "--out", str(tmp_path),
                    "--hidden_dim", "16", "--nll_samples", "2", "--prior", prior])
     assert len(calls) == clipped, (len(calls), clipped)
@@ -287,6 +288,7 @@ def test_a_collapse_is_recorded_in_every_epoch_and_told_at_the_moments(tmp_path,
     for _ in run.epochs():
         run.record("a line", val_kl_nats=0.0)
     lines = capsys.readouterr().out.splitlines()
-    told = [lines[i - 1].split("]")[0] for i, line in enumerate(lines) if COLLAPSE in line]
+    told = [lines[i - 1].split("]")[0] for i, line in enumerate(lines)
+            if vae_monitors.COLLAPSE in line]
     assert told == ["[  2/8", "[  4/8", "[  6/8", "[  8/8"], lines
     assert all(row["val_active_units"] == 0 for row in run.history), run.history
