@@ -1,18 +1,18 @@
 # make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
 # make test       2 min: install, then run the tests
 # make models     90 min: the full runs of the three models
-# make variants   17 min: the VAE of the highest likelihood, and walks among the codes of the plain one
+# make variants   17 min, after make models: the VAE of the highest likelihood, and walks among the plain one's codes
 # make compare    10 min, after make models: the three compared on held-out data
 # make study      55 min: the VAE in all its variants
-# make bench      6 min: training speed against the bare matrix products
+# make bench      8 min: training speed against the bare matrix products
 # make demonstrations   17 s: the small experiments of the report
-# make report     train what has no results yet, then make pdf
+# make report     run what has no results yet, then make pdf
 # make pdf        compile the report from figures and results as they are; needs LaTeX
 # make check      go through the assignment's questions: is everything there, and good enough?
 # make readme     fill the README's tables from the results
 # make submission LASTNAME=wen   pack wen_assignment3.zip
 # make lint       check the style
-# make clean      remove what was trained or installed; the committed report stays
+# make clean      remove .venv, checkpoints, demo, study and by-products of LaTeX; results stay
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,7 +48,7 @@ lint: $(VENV)/installed
 	$(PY) -m ruff check --no-cache code
 	$(PY) -m ruff check --no-cache --config code/pyproject.toml report
 
-# A complete run is only evaluated again; a stopped one goes on.
+# A complete run, if its checkpoint is there, is only evaluated again; a stopped one goes on.
 models: $(VENV)/installed
 	$(PY) code/a3_vae_template.py --resume
 	$(PY) code/a3_vae_template.py --resume --seed 1

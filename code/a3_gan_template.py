@@ -14,7 +14,7 @@ gradient does not vanish while D wins; other objectives are in a3/gan_losses.py.
     real_a  (B, 1)     D's logit on x: D(x) = sigmoid(real_a)
     fake_a  (B, 1)     D's logit on G(z)
 
-    python code/a3_gan_template.py                      # 35 min on 2 cores: Frechet distance 6
+    python code/a3_gan_template.py                      # 37 min on 2 cores: Frechet distance 6
     python code/a3_gan_template.py --recipe template    # 30 min: the course's plain recipe, 24
 """
 
@@ -57,7 +57,8 @@ def parse_args(argv: Sequence[str] | None = None):
     add("--latent_dim", type=positive_int, default=100, metavar="D", help="dimensions of z")
     add("--loss", choices=LOSSES, default="nonsaturating", help="objectives of D and G")
     add("--recipe", choices=RECIPES, default="default",
-        help="`default` (ours) or `template` (the course's); also sets --lr")
+        help="`default` (ours) or `template` (the course's); sets --lr, schedule, betas, shifts, "
+             "average")
     add("--save_interval", type=positive_int, default=None, metavar="N",
         help="also write 25 samples every N updates (None: never)")
     return parse(parser, argv, {name: {"lr": recipe["lr"]} for name, recipe in RECIPES.items()})
@@ -74,8 +75,8 @@ def measures(d_loss: Tensor, g_loss: Tensor, real_a: Tensor, fake_a: Tensor, aft
              ) -> Tensor:
     """Return the MEASURES of a batch, (6,), summed over its images.
 
-    Both losses, the means of D(x) and of D(G(z)) before and after D's own step, and the share of
-    images, real and generated, that D classifies correctly by the sign of its logit.
+    Both losses (without penalty), the means of D(x) and of D(G(z)) before and after D's own step,
+    and the share of images, real and generated, that D classifies correctly by its logit's sign.
     """
     right = 0.5 * ((real_a > 0).float() + (fake_a < 0).float())  # (B, 1)
     outputs = [a.sigmoid().mean() for a in (real_a, fake_a, after_a)]
@@ -150,7 +151,7 @@ class GAN(nn.Module):
             self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema))
 
     def sampler(self, seed: int) -> Generator:
-        """Return the generator to draw from: G's average, with batch statistics of its own."""
+        """Return what to draw from: G's average, with batch statistics of its own, or G itself."""
         if self.average is None:
             return self.generator
         generator = self.average.module

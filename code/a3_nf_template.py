@@ -146,7 +146,7 @@ class Flow(nn.Module):
             Coupling(channels, one, n_hidden) for _ in range(n_flows) for one in (mask, 1 - mask))
 
     def forward(self, z: Tensor, logdet: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Apply all couplings in order; in reverse, undo them from the last to the first."""
+        """Apply all couplings to z (B, 784), logdet (B,) in nats; reverse undoes them."""
         first, ldj = self.layers[0], logdet
         halves = [z[:, first.kept], z[:, first.changed]]  # each (B, 392)
         steps = list(enumerate(self.layers))
@@ -210,7 +210,7 @@ class Model(nn.Module):
                     ) -> Tensor:
         """Return log p(x + u) with n_samples draws of u, (n_samples, B) nats.
 
-        Their mean is the bound; the mean of their exponentials is P(x) (Burda et al. 2016).
+        Their expectation is the bound, that of their exponentials P(x) (Burda et al. 2016).
         """
         return torch.stack([self(x, noise) for _ in range(n_samples)])
 
@@ -287,7 +287,7 @@ def fit(run: Run, model: nn.Module, data, optimizer) -> None:
 # Main --------------------------------------------------------------------------------------------
 
 def evaluate(run: Run, model: nn.Module, test) -> dict:
-    """Return the final numbers: the last epoch's, and test's, which is looked at here alone."""
+    """Return the final numbers: the last epoch's, and test's, on which nothing is chosen."""
     noise = random_stream(run.args.seed, "importance weighting")
     nll = importance_sampled_nll(partial(model.log_weights, noise=noise), test,
                                  run.args.iw_samples, NLL_CHUNK)

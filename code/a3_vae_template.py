@@ -100,7 +100,7 @@ class Encoder(nn.Module):
     """q(z|x): two hidden layers, and mean and log std as two linear functions of the last.
 
     In training, a share of its input pixels is set to 0 (the others are scaled up), so that it
-    cannot memorise the training images. The bound holds for any q; evaluation drops nothing.
+    memorises the training images less. The bound holds for any q; evaluation drops nothing.
     """
 
     def __init__(self, hidden_dim: int = 500, z_dim: int = 20, dropout: float = INPUT_DROPOUT):
@@ -180,7 +180,7 @@ class VAE(nn.Module):
                     ) -> Tensor:
         """Return log p(x, z) - log q(z|x) of fresh z ~ q(z|x), (n_samples, B) nats.
 
-        Their mean is the ELBO; the mean of their exponentials is p(x) (Burda et al. 2016, eq. 8).
+        Their expectation is the ELBO, that of their exponentials p(x) (Burda et al. 2016).
         ``noise`` is a CPU generator, which makes the draw repeatable on any device.
         """
         mean, log_std = self.encoder.posterior(x)  # 2 x (B, D)
@@ -281,7 +281,7 @@ def fit(run: Run, model: nn.Module, data, optimizer) -> None:
 # Main --------------------------------------------------------------------------------------------
 
 def evaluate(run: Run, model: nn.Module, test) -> dict:
-    """Return the final numbers: the last epoch's, and test's, which is looked at here alone."""
+    """Return the final numbers: the last epoch's, and test's, on which nothing is chosen."""
     test_elbo = epoch_iter(model, test)
     noise = random_stream(run.args.seed, "importance sampling")
     nll = importance_sampled_nll(partial(model.log_weights, noise=noise), test,

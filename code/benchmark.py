@@ -6,7 +6,7 @@ output (B, n) (n, m), the weight's gradient (m, B) (B, n), and the gradient of i
 time of these products alone, in the same shapes, number and precision. Epoch and floor are timed
 in turns in one process, so that a change in the machine's speed affects both alike.
 
-    python code/benchmark.py            # 6 min on 2 cores; let nothing else run
+    python code/benchmark.py            # 8 min on 2 cores; let nothing else run
 """
 
 import argparse

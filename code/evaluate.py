@@ -5,7 +5,7 @@ has none, so the comparison is of what all three can do: draw samples. They are 
 domain. All images, real and drawn, become binary by a Bernoulli draw of each pixel, and a
 classifier trained on such images gives the features that a3/judge_metrics.py measures. The floor
 is the score of MNIST's last 10,000 training images, on which neither the GAN, the flow nor the
-classifier was trained.
+classifier was trained; most of them, in another binarization, are among the VAE's training images.
 
     python code/evaluate.py                          # after the three full runs: 10 min on 2 cores
     python code/evaluate.py --nll_samples 500 --repeats 2         # 2 min: wider errors
@@ -160,7 +160,10 @@ def in_units(estimate: Estimate, key: str, draws: int) -> dict:
 # Cost and latent space ---------------------------------------------------------------------------
 
 def cost(model: Trained, noise: torch.Generator, device: str) -> dict:
-    """Return size and time: training's from the run's record, sampling's measured here."""
+    """Return size and time: training's from the run's record, sampling's measured here.
+
+    The GAN counts G alone; the VAE's samples are its means.
+    """
     seconds = []
     for _ in range(6):
         start = time.perf_counter()

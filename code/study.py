@@ -1,8 +1,8 @@
 """The study of objectives, posteriors and priors at 20 latent dimensions (Garcia 2019).
 
-Every case is a run of vae_variants.py with --precision auto and the flags below; a complete one is
-only evaluated again. Likelihoods are the model's, whatever was trained. Networks this small use
-two cores better with a case on each than with one case on both.
+Every case is a run of vae_variants.py with --precision auto and the flags below, under study/; a
+complete one is only evaluated again. Likelihoods are the model's, whatever was trained. Networks
+this small use two cores better with a case on each than with one case on both.
 
     python code/study.py                # 55 min on 2 cores: report/results/study.json
 """
@@ -109,7 +109,7 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
 
 
 def save_likelihoods(rows: list[dict], filename: Path) -> None:
-    """Plot -ELBO and -log p(x) of each binary case; the distance between them is the cost of q.
+    """Plot -ELBO and -log p(x) of each binary case, about KL(q(z|x) || p(z|x)) apart.
 
     The provoked failures and their cure are left out: they would be far to the right.
     """

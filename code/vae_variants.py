@@ -8,7 +8,7 @@ its loop. L is the reconstruction term, KL the other, all in nats:
     --likelihood  gaussian: of grey pixels in [0, 1], variance 1/2
     --posterior   flow: z = F(mean + std * eps; x), an invertible F (a3/vae_flows.py)
     --prior       flow: u = G(z) is standard normal, an invertible G
-    --shift       shifted training images, in place of input dropout
+    --shift       shifted training images; input dropout is then 0 unless given
 
     z_0  (B, D)  the code before the flow of the posterior: mean + std * eps
     z    (B, D)  the code that the decoder reads
@@ -59,7 +59,7 @@ ALL_SHIFTED, NONE_SHIFTED = 0.5, 0.9  # shares of the epochs: until and from whi
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
-    parser = vae.parser("Train a variant of the VAE on binary MNIST.")
+    parser = vae.parser("Train a variant of the VAE on MNIST.")
     add = parser.add_argument
     add("--recipe", choices=[name for name in RECIPES if name], default=None,
         help="best: the defaults of the highest likelihood")
@@ -139,7 +139,7 @@ def shift_share(epoch: int, epochs: int) -> float:
     """Return the share of images to shift: all in the first half, none in the last tenth.
 
     Shifted images do not follow the distribution to be learned, but there are many more of them.
-    What the networks learn from them stays; ending without them unlearns to generate them.
+    The last epochs, without shifts, teach the model not to draw shifted digits.
     """
     left = (NONE_SHIFTED - (epoch - 1) / epochs) / (NONE_SHIFTED - ALL_SHIFTED)
     return min(1.0, max(0.0, left))
@@ -185,7 +185,7 @@ class VariantVAE(vae.VAE):
 
         With Gaussian posterior and prior z_0 = z = u, and the KL is exact. A flow as prior adds
         log N(z; 0, I) - log p(z) to it. With a flow as posterior the KL is log q(z|x) - log p(z):
-        the exact part would be as large as the code before the flow, which nothing bounds.
+        the Gaussian part alone can grow without bound, as nothing limits the code before the flow.
         """
         mean, log_std, features = self.gaussian(x)
         z_0 = mean + log_std.exp() * eps  # (..., B, D); the gradient passes through mean and std

@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
     """Return the mean code with an attribute less the mean code without it, (D,).
 
-    White (2016), section 4.1; Garcia (2019), section 3.3.
+    White (2016); Garcia (2019, section 3.3) averages only the codes that have the attribute.
 
     Args:
         codes: (N, D).
@@ -148,7 +148,10 @@ def draw_attributes(model, codes: Tensor, images: Tensor, labels: Tensor, figure
 
 
 def draw_dimensions(model, kls: Tensor, figure) -> None:
-    """Vary single dimensions of the code 0, those of the largest mean KL (D,) first."""
+    """Vary single dimensions of the code 0, those of the largest mean KL (D,) first.
+
+    The KL is that of the code before any flow: with flows the order means little.
+    """
     dimensions = kls.argsort(descending=True)[:SHOWN_DIMENSIONS]
     codes = torch.zeros(len(dimensions), len(TRAVERSAL), len(kls), device=kls.device)
     for row, dimension in zip(codes, dimensions, strict=True):

@@ -1,7 +1,7 @@
 """Go through the assignment as a grader does: is every deliverable there, and good enough?
 
 One line for each question: ok or FAIL, and why. Besides, whether report.pdf was made of these
-texts, numbers and figures: it carries their fingerprint, so that no date is needed.
+texts, numbers and figures: it carries their fingerprint, so file dates do not matter.
 
     python report/check.py      # exit status 1 if anything fails; the standard library is enough
 """

@@ -1,4 +1,4 @@
-"""Small experiments for the report's derivations, against answers that are known exactly.
+"""Small experiments for the report's derivations, against exact answers where there are any.
 
 By the number of the question:
 
@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+import a3_gan_template as gan
 from a3.figures import TRAIN, VAL, canvas
 from a3.gan_losses import discriminator_loss, minimax_loss, nonsaturating_loss
 from a3.records import REPOSITORY, write_record
 from a3.runs import random_stream
-from torch import Tensor, nn
-
-import a3_gan_template as gan
 from a3_nf_template import Coupling, get_mask
 from datasets import mnist
 

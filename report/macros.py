@@ -1,4 +1,4 @@
-r"""Write numbers.tex: one macro for each number that the report names, from results/*.json.
+r"""Write numbers.tex: one macro for each number that the report names, from results/.
 
 A number without a result stops the build, with one line that says which and where.
 
@@ -50,7 +50,7 @@ def main() -> int:
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    lines = ["% Written by macros.py from results/*.json; do not edit.",
+    lines = ["% Written by macros.py from results/; do not edit.",
              rf"\newcommand{{\fingerprint}}{{{made_of}}}",
              *(rf"\expandafter\def\csname {name}{rest}" for name, rest in sorted(macros.items()))]
     (REPORT / "numbers.tex").write_text("\n".join(lines) + "\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PDF = "report/report.pdf"
-PACKED = ["code", "*.py", "requirements.txt", "README.md"]  # what git tracks of these
+PACKED = ["code", "*.py", "requirements.txt", "README.md", "Makefile"]  # what git tracks of these
 
 
 def pack(lastname: str) -> list[str]:
@@ -30,7 +30,7 @@ def pack(lastname: str) -> list[str]:
                              capture_output=True, text=True, check=False)
     names = [name for name in listing.stdout.split("\0") if name]
     if not names:
-        sys.exit(f"error: '{REPOSITORY}' is not a git repository, and git knows which code to pack")
+        sys.exit(f"error: '{REPOSITORY}' is not a git repository; git knows which code to pack")
     names = sorted({PDF, *(name for name in names if (REPOSITORY / name).exists())})
     with zipfile.ZipFile(REPOSITORY / f"{lastname}_assignment3.zip", "w",
                          zipfile.ZIP_DEFLATED) as archive:

@@ -7,8 +7,9 @@
     if __name__ == "__main__":
         exit_with(main)
 
-Whatever a user can get wrong ends in one line that names the flag or the file, what came and what
-was expected: exit status 2 for flags, 1 for data and runs, 130 after Ctrl-C.
+Errors in flags, data and files end in one line that names the flag or the file, what came and what
+was expected (for flags after the usage): exit status 2 for flags, 1 for data and runs, 130 after
+Ctrl-C.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def flags(description: str, epochs: int, lr: float, batch_size: int, sources: tu
         default=epochs, metavar="N", help="passes over the training images")
     add("--batch_size", type=positive_int, default=batch_size, metavar="N",
         help="images in one update")
-    add("--lr", type=positive_float, default=lr, help="learning rate (peak of the schedule)")
+    add("--lr", type=positive_float, default=lr, help="learning rate (its peak, with a schedule)")
     add("--seed", type=seed_int, default=SEED, help="seed of weights, order, noise and figures")
     add("--precision", choices=("auto", "float32", "bfloat16"), default=precision,
         help="precision of matrix products; auto: bfloat16 where the hardware has it")
@@ -139,10 +140,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
 
 def run_name(method: str, args: argparse.Namespace, source: Source | None = None,
              usual_source: str = "", named: Sequence[str] = ()) -> str:
-    """Name a run so that no other run overwrites its results.
+    """Name a run so that a trial does not overwrite its results.
 
     Only the full run at the default flags has the method's name alone. The source, if it is not
-    the usual one, and the flags that differ are added, as in "vae-z20-seed1".
+    the usual one, and the flags that differ are added, as in "vae-z20-seed1"; the device is not.
 
     Args:
         named: flags that ``method`` already names.
@@ -161,7 +162,7 @@ def run_name(method: str, args: argparse.Namespace, source: Source | None = None
 
 
 def exit_with(main: Callable) -> None:
-    """Run ``main``; what a user can cause ends in one line, never in a traceback.
+    """Run ``main``; errors in data, files and runs end in one line, not in a traceback.
 
     Exit status: 0, 1 for data and run errors, 130 after Ctrl-C (argparse gives 2 for flags).
     """

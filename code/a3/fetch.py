@@ -67,7 +67,7 @@ class Source:
 
     name: str  # "bmnist", "mnist" or "sample"
     description: str
-    sha256: str  # of the training images as they are trained on, uint8, row by row
+    sha256: str  # of the whole training split as loaded, uint8, row by row
 
 
 def data_folder(root: str | Path | None) -> Path:

@@ -22,7 +22,8 @@ def grey(images: Tensor) -> Tensor:
 
 def save_loss_plot(history: Sequence[dict], loss: str, filename: Path) -> None:
     """Plot losses and D's outputs; for the default loss mark their values where p_g = p_data."""
-    panels = [(("d_loss", "$L_D$"), ("g_loss", "$L_G$"), "loss [nats]"),
+    unit = " [nats]" if loss in ("nonsaturating", "minimax") else ""
+    panels = [(("d_loss", "$L_D$"), ("g_loss", "$L_G$"), f"loss{unit}"),
               (("d_real", "$D(x)$"), ("d_fake", "$D(G(z))$"), "mean output of $D$")]
     references = [((math.log(4), "log 4"), (math.log(2), "log 2")), ((0.5, "1/2"),)]
     with figures.canvas(filename, columns=2) as axes:

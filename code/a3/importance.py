@@ -5,8 +5,9 @@ estimate of p(x), so by Jensen's inequality
 
     E[log (1/K sum_k w_k)] <= log p(x),
 
-with equality as K grows (Burda et al. 2016, theorem 1). K = 1 is the ELBO. The noise draws of
-dequantization are the same case: q is uniform, and the weights are p(x + u_k).
+to which it tends as K grows if the weights are bounded (Burda et al. 2016, theorem 1). K = 1 is
+the ELBO. The noise draws of dequantization are the same case: q is uniform, the weights are
+p(x + u_k).
 """
 
 import math

@@ -44,7 +44,9 @@ def over_repeats(rows: list[dict]) -> dict:
 
 
 def memorisation(images: Tensor, train: Tensor, usual: Tensor | None) -> tuple[dict, Tensor]:
-    """Compare the distance to the nearest training image with that of real unseen images.
+    """Compare the distance to the nearest of MNIST's training images with that of test images.
+
+    These are the training images of the GAN and the flow; the VAE's split differs.
 
     Args:
         images, train: binary, (N, 784) and (M, 784); the squared distance counts pixels.

@@ -15,7 +15,7 @@ ROWS = 2000  # rows of a distance matrix computed at once
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:
-    """Return the Frechet distance of two sets of features (Heusel et al. 2017, eq. 6).
+    """Return the squared Frechet distance of two sets of features, as FID is (Heusel et al. 2017).
 
         |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
 

@@ -3,14 +3,15 @@
     run = Run("vae-z20", args, source)                     # makes the folders, seeds
     run.keep(model=model, optimizer=optimizer)             # what a checkpoint holds
     run.resume()                                           # with --resume: load the last one
-    with run.training(save_training_figures):              # Ctrl-C ends here, nothing is lost
+    with run.training(save_training_figures):              # Ctrl-C ends here; whole epochs stay
         for epoch in run.epochs():                         # 0 is the untrained model
             run.record("train 101.2, val 99.9", val_elbo_nats=99.9)     # table and progress
     run.reload()                                           # evaluate what is on the disk
     run.finish(test_elbo_nats=99.1)                        # report/results/<run>.json and .csv
 
-Until ``finish``, tables and figures have "partial" in their names, so an unfinished run never
-overwrites a finished one's. Nothing here knows about a method: scripts name their numbers.
+Until ``finish``, tables and figures have "partial" in their names, so an unfinished run does not
+overwrite a finished one's (its checkpoint it does). Nothing here knows about a method: scripts
+name their numbers.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from a3.devices import describe_device, multiplies_bfloat16
 from a3.fetch import Source
 from a3.records import REPOSITORY, commit, now, write_atomically, write_json, write_table
 
-# Flags that change no number and may differ when a run is resumed.
+# Flags left out of a run's name; they may differ when it is resumed.
 NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval", "changed"}
 
 
@@ -89,12 +90,12 @@ class Run:
     """One training run: where its files go, what it has recorded, how it goes on.
 
     Attributes:
-        name: file name of everything that the run writes.
+        name: what the names of its files begin with.
         device: "cpu", "cuda" or "mps".
         bfloat16: whether matrix products run in bfloat16.
         history: one dict an epoch, from epoch 0, the untrained model.
         snapshots: what the script drew at the moments of the run, tensors by epoch.
-        moments: the five epochs at which to draw: start, quarter, half, three quarters, end.
+        moments: the epochs at which to draw: start, quarter, half, three quarters, end.
     """
 
     def __init__(self, name: str, args: argparse.Namespace, source: Source):

@@ -38,7 +38,7 @@ class Health:
     verdict: str
 
     def numbers(self, split: str = "val") -> dict[str, float]:
-        """Return the numbers by the names in records."""
+        """Return the numbers under the names that the results use."""
         return {f"{split}_active_units": self.active_units,
                 f"{split}_mutual_information_nats": self.mutual_information_nats,
                 f"{split}_smallest_std": self.smallest_std}
@@ -58,7 +58,7 @@ def mutual_information(log_q: Tensor) -> float:
     """Return I(x; z) = E[log q(z|x) - log q(z)] of N images under q, in nats.
 
     q(z) = 1/N sum_n q(z|x_n) is the aggregate posterior, and so I is the KL less KL(q(z) || p(z))
-    (Hoffman & Johnson 2016, "ELBO surgery", eq. 4); it cannot exceed log N.
+    (Hoffman & Johnson 2016, "ELBO surgery"); it cannot exceed log N, 7.6 for 2,000 images.
 
     Args:
         log_q: (M, N) nats, log q(z_i|x_j) for codes z_i ~ q(z|x_i) of the first M images.
@@ -71,7 +71,7 @@ def mutual_information(log_q: Tensor) -> float:
 def pixel_entropy(images: Tensor) -> float:
     """Return the sum of the pixels' entropies, in nats: a bound on the entropy of an image.
 
-    A code needs no more than this to name any image, whatever the model.
+    On average a code needs no more nats than this to name one of these images.
 
     Args:
         images: (N, 784) uint8.
@@ -88,7 +88,7 @@ def verdict(kl: float, active: int, smallest_std: float, entropy: float) -> str:
         kl: mean KL(q(z|x) || p(z)), nats.
         active: number of active units.
         smallest_std: of q(z|x), over images and dimensions.
-        entropy: nats that are enough to name any image.
+        entropy: nats that on average are enough to name an image.
     """
     if kl < COLLAPSED_KL_NATS or active == 0:
         return COLLAPSE
