@@ -3,7 +3,6 @@
 Nothing here trains: every function draws the numbers or images it is given.
 """
 
-import itertools
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import Tensor
 TEXT_WIDTH_IN = 5.5  # the NIPS page's
 ZOOM = 3  # each pixel becomes 3 x 3 equal ones, so that no viewer blurs it
 GAP_PX = 2  # between two images of a grid
-LABEL_DISTANCE = 0.085  # smallest distance of two labels on the unit square
 # Two colours of different lightness (Okabe & Ito 2008), and lines of different style: readable in
 # grey and by colour-blind readers.
 TRAIN = {"color": "#E69F00", "linestyle": "--", "linewidth": 1.2}
@@ -115,39 +113,3 @@ def log_ticks(axis, ticks: Sequence[float]) -> None:
     axis.set_yscale("log")
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
-
-
-def apart(places: np.ndarray, distance: float) -> np.ndarray:
-    """Return the places (N, 2), moved so that no two are closer than ``distance``."""
-    places = places.copy()
-    for _ in range(100):
-        for i, j in itertools.combinations(range(len(places)), 2):
-            way = places[j] - places[i]
-            length = np.hypot(*way)
-            if length < distance:
-                push = (distance - length) / 2 * (way / length if length else np.array([1.0, 0.0]))
-                places[i] -= push
-                places[j] += push
-    return places
-
-
-def scatter_quantiles(path: Path, points: Tensor, labels: Tensor) -> None:
-    """Draw labelled points of the plane by their quantiles under N(0, I), one colour a class.
-
-    The axes are those of the inverse-CDF grid (``latents.normal_grid``), so that the cloud of a
-    class lies where the manifold shows its digits. The label of a class stands at the median of
-    its cloud, or a little beside it where two labels would overlap.
-    """
-    quantiles = torch.special.ndtr(points).numpy()
-    clouds = [quantiles[labels.numpy() == digit] for digit in range(10)]
-    places = apart(np.array([np.median(cloud, axis=0) for cloud in clouds]), LABEL_DISTANCE)
-    with canvas(path, width=2.7, height=2.7) as axis:
-        for digit, (cloud, place, color) in enumerate(
-                zip(clouds, places, matplotlib.colormaps["tab10"].colors, strict=True)):
-            axis.plot(*cloud.T, ".", markersize=2, alpha=0.5, color=color, rasterized=True,
-                      markeredgewidth=0)
-            axis.annotate(str(digit), place, fontsize=8, weight="bold", ha="center", va="center",
-                          zorder=3,
-                          bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": color})
-        axis.set(xlabel="prior quantile of $z_1$", ylabel="prior quantile of $z_2$",
-                 xlim=(0, 1), ylim=(0, 1), aspect="equal")

@@ -1,9 +1,12 @@
 """What a run of the VAE draws: curves, samples, manifolds, reconstructions and codes."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +15,7 @@ from a3.latents import normal_grid
 from a3.runs import Run, random_stream
 
 MANIFOLD_SIDE = 20  # the manifold is a 20 x 20 grid (question 1.15)
+LABEL_DISTANCE = 0.085  # smallest distance of two labels on the unit square
 COIN_NATS = 784 * math.log(2)  # -log p(x|z) where every Bernoulli mean is 1/2
 
 
@@ -90,4 +94,40 @@ def save_latent_figures(run: Run, model: nn.Module, val, digits=None) -> None:
     figures.save_png(figures.tile(pairs, 10), run.figure("reconstructions.png"))
     if digits is not None:
         codes = model.code(digits.pixels(digits.images))
-        figures.scatter_quantiles(run.figure("codes.pdf"), codes.cpu(), digits.labels.cpu())
+        save_codes(run.figure("codes.pdf"), codes.cpu(), digits.labels.cpu())
+
+
+def apart(places: np.ndarray, distance: float) -> np.ndarray:
+    """Return the places (N, 2), moved so that no two are closer than ``distance``."""
+    places = places.copy()
+    for _ in range(100):
+        for i, j in itertools.combinations(range(len(places)), 2):
+            way = places[j] - places[i]
+            length = np.hypot(*way)
+            if length < distance:
+                push = (distance - length) / 2 * (way / length if length else np.array([1.0, 0.0]))
+                places[i] -= push
+                places[j] += push
+    return places
+
+
+def save_codes(path: Path, points: Tensor, labels: Tensor) -> None:
+    """Draw labelled codes (N, 2) by their quantiles under N(0, I), one colour a class.
+
+    The axes are those of the inverse-CDF grid (``latents.normal_grid``), so that the cloud of a
+    class lies where the manifold shows its digits. The label of a class stands at the median of
+    its cloud, or a little beside it where two labels would overlap.
+    """
+    quantiles = torch.special.ndtr(points).numpy()
+    clouds = [quantiles[labels.numpy() == digit] for digit in range(10)]
+    places = apart(np.array([np.median(cloud, axis=0) for cloud in clouds]), LABEL_DISTANCE)
+    with figures.canvas(path, width=2.7, height=2.7) as axis:
+        for digit, (cloud, place, color) in enumerate(
+                zip(clouds, places, matplotlib.colormaps["tab10"].colors, strict=True)):
+            axis.plot(*cloud.T, ".", markersize=2, alpha=0.5, color=color, rasterized=True,
+                      markeredgewidth=0)
+            axis.annotate(str(digit), place, fontsize=8, weight="bold", ha="center", va="center",
+                          zorder=3,
+                          bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": color})
+        axis.set(xlabel="prior quantile of $z_1$", ylabel="prior quantile of $z_2$",
+                 xlim=(0, 1), ylim=(0, 1), aspect="equal")

@@ -113,11 +113,3 @@ def test_the_legend_names_the_last_values(tmp_path):
             figures.train_and_val(axis, train, val, "loss")
             labels = [text.get_text() for text in axis.get_legend().get_texts()]
         assert labels == expected
-
-
-def test_labels_that_stand_on_one_another_are_moved_apart():
-    places = np.array([[0.5, 0.5], [0.5, 0.5], [0.52, 0.5], [0.1, 0.1]])
-    moved = figures.apart(places, 0.1)
-    gaps = np.linalg.norm(moved[:, None] - moved, axis=2)[np.triu_indices(4, 1)]
-    assert gaps.min() > 0.0999 and np.array_equal(moved[3], places[3])
-    assert np.allclose(moved.mean(axis=0), places.mean(axis=0))
