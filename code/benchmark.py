@@ -155,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         print(f"{name}: {row['epoch_seconds']:.2f} s for {row['images']:,} images, "
               f"{row['floor_seconds']:.2f} s for the matrix products alone, "
               f"ratio {row['ratio']:.2f} ({row['precision']})", flush=True)
-    name = run_name("benchmark", args)
+    sample = any(row["data"]["name"] == "sample" for row in results.values())
+    name = run_name("benchmark-sample" if sample else "benchmark", args)
     return write_record((args.out or REPOSITORY / "report") / "results" / f"{name}.json",
                         args.device, **results)
 

@@ -255,9 +255,10 @@ def save_figures(models: dict[str, Trained], test, train: Tensor, classifier,
 def main(argv: Sequence[str] | None = None) -> dict:
     """Load the models, measure, draw; write comparison.json and return what it holds."""
     args = parse_args(argv)
-    out, name = args.out or REPOSITORY / "report", run_name("comparison", args)
     models = load_models(args)
     train, val, test = mnist(args.data_root, dataset=args.dataset, device=args.device)
+    name = run_name("comparison", args, train.source, "mnist")
+    out = args.out or REPOSITORY / "report"
     binary_test = bmnist(args.data_root, device=args.device,
                          dataset=models["vae"].results["data"]["name"])[2]
     digits = [Split(255 * binarize(split.images, seed), split.source, split.labels)

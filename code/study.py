@@ -82,6 +82,7 @@ def train_case(name: str, args: argparse.Namespace) -> dict:
             redirect_stderr(log):
         results = vae_variants.main(flags)
     return {"name": name, **{ours: results[theirs] for ours, theirs in KEYS.items()},
+            "data": results["data"]["name"],
             "flags": results["flags"], "commit": results["commit"]}
 
 
@@ -133,7 +134,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Run the cases; write study.json and its figure, and return what the JSON holds."""
     args = parse_args(argv)
     rows = run_cases(args)
-    report, name = args.out or REPOSITORY / "report", run_name("study", args, named=["jobs"])
+    report = args.out or REPOSITORY / "report"
+    unusual = {row["data"] for row in rows} - {"bmnist", "mnist"} | {
+        row["data"] for row in rows if row["flags"]["likelihood"] == "bernoulli"} - {"bmnist"}
+    name = run_name("-".join(["study", *sorted(unusual)]), args, named=["jobs"])
     save_likelihoods(rows, report / "figures" / f"{name}-likelihoods.pdf")
     results = write_record(report / "results" / f"{name}.json", args.device, rows=rows,
                            epochs=args.epochs, threads=threads(args.jobs))

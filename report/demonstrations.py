@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import a3_gan_template as gan
+from a3.cli import exit_with
 from a3.figures import TRAIN, VAL, canvas
 from a3.gan_losses import discriminator_loss, minimax_loss, nonsaturating_loss
 from a3.records import REPOSITORY, write_record
@@ -288,10 +289,10 @@ def show_gradients(folder: Path) -> dict:
             "exact_ratio": {f"d{d}": float(exact[d - 1]) for d in (1, 2, 5, 10, 20)}}
 
 
-def show_saturation(folder: Path, data_root: str | None = None) -> dict:
+def show_saturation(folder: Path) -> dict:
     """Draw both gradient norms and D(G(z)) against D's updates; return first and last values."""
     args = gan.parse_args(["--recipe", "template", "--device", "cpu"])
-    train = mnist(data_root)[0]
+    train = mnist(dataset="mnist")[0]
     torch.manual_seed(random_stream(SEED, "saturation").initial_seed())
     model = gan.GAN(args.latent_dim)
     batches = gan.scaled(train.images[:SATURATION_UPDATES * args.batch_size])
@@ -370,4 +371,4 @@ def main() -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)
