@@ -2,7 +2,7 @@
 # make test       2 min: install, then run the tests
 # make models     90 min: the full runs of the three models
 # make variants   17 min, after make models: the VAE of the highest likelihood, and walks among the plain one's codes
-# make compare    10 min, after make models: the three compared on held-out data
+# make compare    8 min, after make models: the three compared on held-out data
 # make study      55 min: the VAE in all its variants
 # make bench      8 min: training speed against the bare matrix products
 # make demonstrations   17 s: the small experiments of the report

@@ -7,7 +7,7 @@ classifier trained on such images gives the features that a3/judge_metrics.py me
 is the score of MNIST's last 10,000 training images, on which neither the GAN, the flow nor the
 classifier was trained; most of them, in another binarization, are among the VAE's training images.
 
-    python code/evaluate.py                          # after the three full runs: 10 min on 2 cores
+    python code/evaluate.py                          # after the three full runs: 8 min on 2 cores
     python code/evaluate.py --nll_samples 500 --repeats 2         # 2 min: wider errors
 """
 
