@@ -52,6 +52,7 @@ RECIPES = {None: {},
            "best": {"zdim": 40, "hidden_dim": 700, "prior": "flow", "shift": 1,
                     "input_dropout": 0.1, "epochs": 120, "precision": "auto",
                     "nll_samples": 1000}}
+SCRIPTS = "a3_vae_template.py or code/vae_variants.py"  # which make runs of a VAE, in messages
 FLOW_COUPLINGS = 4  # of the posterior's flow and of the prior's
 FLOW_MAX_NORM = 1000.0  # of the gradient: usually 30-60, but a flow can explode
 ALL_SHIFTED, NONE_SHIFTED = 0.5, 0.9  # shares of the epochs: until and from which, with --shift
@@ -306,7 +307,7 @@ def trained_vae(name: str, out: Path | None, device: str) -> tuple[VariantVAE, d
     Raises:
         RunError: there is no such run, or its pixels are not binary.
     """
-    state, results = finished_run(name, out, "a3_vae_template.py", "zdim")
+    state, results = finished_run(name, out, SCRIPTS, "zdim")
     if state["flags"].get("likelihood") == "gaussian":
         raise RunError(f"the run '{name}' has a Gaussian likelihood, and here images are binary; "
                        "name a run with Bernoulli pixels")

@@ -312,7 +312,7 @@ def finished_run(name: str, out: Path | None, script: str, flag: str) -> tuple[d
 
     Args:
         out: the ``--out`` of the run.
-        script: the one that makes such runs.
+        script: what makes such runs, for the message.
         flag: one that only such runs have.
 
     Raises:

@@ -105,8 +105,9 @@ def test_estimates_are_given_in_both_units():
 
 
 def test_a_missing_run_is_told_in_one_line(tmp_path):
-    with pytest.raises(RunError, match="there is no finished run 'nowhere'; make it with "
-                                       "code/a3_vae_template.py --resume") as error:
+    told = ("there is no finished run 'nowhere'; make it with code/a3_vae_template.py or "
+            "code/vae_variants.py --resume")
+    with pytest.raises(RunError, match=told) as error:
         evaluate.main(["--vae", "nowhere", "--device", "cpu", "--out", str(tmp_path)])
     assert "\n" not in str(error.value)
 

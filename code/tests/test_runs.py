@@ -321,7 +321,7 @@ def adam(lr: float = 3.0, betas: tuple = (0.9, 0.999)) -> torch.optim.Adam:
 
 
 def rates_of(optimizer: torch.optim.Optimizer, updates: int) -> list[tuple[float, float]]:
-    """Return the learning rate and momentum that each of so many updates uses."""
+    """Return the learning rate and momentum of each update."""
     used = []
 
     def use(*_):
