@@ -173,8 +173,8 @@ def test_the_vae_trains_on_its_training_images_and_its_encoder_misses_a_fifth(
     own = datasets.binarize(digits[0][0], datasets.BINARIZATION_SEED).float()
     assert {x.numpy().tobytes() for x in trained} == {x.numpy().tobytes() for x in own}
     kept = dropped[trained == 1]
-    assert abs((kept == 0).float().mean() - vae.INPUT_DROPOUT) < 0.02
-    assert torch.allclose(kept[kept > 0], torch.tensor(1 / (1 - vae.INPUT_DROPOUT)))
+    assert abs((kept == 0).float().mean() - 0.2) < 0.02
+    assert torch.allclose(kept[kept > 0], torch.tensor(1.25))
 
 
 def test_the_gan_plays_with_normal_noise_and_training_images(use, digits, tmp_path, monkeypatch):
@@ -187,6 +187,7 @@ def test_the_gan_plays_with_normal_noise_and_training_images(use, digits, tmp_pa
     for moment, value in ((1, 0), (2, 1), (3, 0), (4, 3)):  # of N(0, 1); uniform has 1/2, 1/3, ...
         error = 5 * math.sqrt({1: 1, 2: 2, 3: 15, 4: 96}[moment] / len(z))
         assert abs((z**moment).mean() - value) < error, moment
+    assert z.abs().max() > 2.5  # uniform noise of this variance ends at 1.73
     real = [x[:32] for x in judged if len(x) == 64]  # with as many generated ones behind them
     fake = [x[32:] for x in judged if len(x) == 64]
     own = {x.numpy().tobytes() for x in digits[0][0]}
@@ -291,10 +292,18 @@ def test_the_comparison_measures_what_it_says(use, tmp_path, monkeypatch):
         judges.append([split.images.unique().tolist() for split in (train, test)])
         return original(train, test, *args)
 
+    memories, remember = [], evaluate.memorisation
+
+    def memorisation(images, train, usual):
+        memories.append(len(train))
+        return remember(images, train, usual)
+
+    monkeypatch.setattr(evaluate, "memorisation", memorisation)
     monkeypatch.setattr(evaluate, "trained_classifier", trained_classifier)
     monkeypatch.setattr(evaluate, "save_figures", lambda *_: None)
     before = evaluate.main(flags)
     assert judges == [[[0, 255], [0, 255]]]  # it judges binary images, so it learns from such
+    assert memories == 4 * [SIZES[0]]  # everything is held against training images
     assert before["classifier_sha256"] != gan_judge(tmp_path)
     of_test = {"test_elbo_nats", "test_nll_nats", "test_bits_per_dim", "round_trip_rms"}
     # The judges are on the disk by now, and stay what they are.
