@@ -27,3 +27,8 @@ def describe_device(device: str) -> str:
         model = next(x for x in lines if x.startswith("model name")).split(":")[1].strip()
     threads = torch.get_num_threads()
     return f"{device}: {model}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def float64(values: torch.Tensor) -> torch.Tensor:
+    """Return values as float64 on the CPU: Apple's GPUs (mps) have no such numbers."""
+    return values.cpu().double()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from a3.devices import float64
 from a3.runs import progress
 
 
@@ -64,7 +65,7 @@ def importance_sampled_nll(log_weights: Callable[[Tensor, int], Tensor], batches
     for x in progress(batches):
         log_sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)  # of even, odd draws
         for done in range(0, n_samples, chunk):
-            log_w = log_weights(x, min(chunk, n_samples - done)).double().cpu()
+            log_w = float64(log_weights(x, min(chunk, n_samples - done)))
             halves = (log_w[done % 2::2], log_w[(done + 1) % 2::2])
             log_sums = torch.stack([torch.logaddexp(log_sum, half.logsumexp(dim=0))
                                     for log_sum, half in zip(log_sums, halves, strict=True)])

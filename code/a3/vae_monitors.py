@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from a3.devices import float64
 from a3.runs import random_stream
 
 EXAMINED_IMAGES = 2000
@@ -63,7 +64,7 @@ def mutual_information(log_q: Tensor) -> float:
     Args:
         log_q: (M, N) nats, log q(z_i|x_j) for codes z_i ~ q(z|x_i) of the first M images.
     """
-    log_q = log_q.double()
+    log_q = float64(log_q)
     log_aggregate = log_q.logsumexp(dim=1) - math.log(log_q.shape[1])
     return (log_q.diagonal() - log_aggregate).mean().item()
 
@@ -77,7 +78,7 @@ def pixel_entropy(images: Tensor) -> float:
         images: (N, 784) uint8.
     """
     counts = torch.stack([images[:, m].bincount(minlength=256) for m in range(images.shape[1])])
-    shares = counts.double() / len(images)
+    shares = float64(counts) / len(images)
     return -torch.xlogy(shares, shares).sum().item()
 
 
