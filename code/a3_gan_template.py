@@ -35,7 +35,7 @@ from a3.gan_figures import (
 )
 from a3.gan_losses import LOSSES, PENALTY_WEIGHT, gradient_penalty
 from a3.judge_classifier import judge_samples, trained_classifier
-from a3.runs import Run, RunError, one_cycle, progress, random_stream
+from a3.runs import Run, RunError, images_in, one_cycle, random_stream
 from datasets import RandomShift, mnist
 
 EPOCHS = 200
@@ -73,14 +73,14 @@ def scaled(x: Tensor) -> Tensor:
 
 def measures(d_loss: Tensor, g_loss: Tensor, real_a: Tensor, fake_a: Tensor, after_a: Tensor
              ) -> Tensor:
-    """Return the MEASURES of a batch, (6,), summed over its images.
+    """Return the MEASURES of a batch, summed over its images, and their number, (7,).
 
-    Both losses (without penalty), the means of D(x) and of D(G(z)) before and after D's own step,
-    and the share of images, real and generated, that D classifies correctly by its logit's sign.
+    Losses are without penalty; D's class of an image, real or generated, is its logit's sign.
     """
     right = 0.5 * ((real_a > 0).float() + (fake_a < 0).float())  # (B, 1)
     outputs = [a.sigmoid().mean() for a in (real_a, fake_a, after_a)]
-    return len(real_a) * torch.stack((d_loss, g_loss, *outputs, right.mean())).detach()
+    means = (d_loss, g_loss, *outputs, right.mean(), torch.ones_like(d_loss))
+    return len(real_a) * torch.stack(means).detach()
 
 
 # Networks ----------------------------------------------------------------------------------------
@@ -195,10 +195,10 @@ def update(x: Tensor, z: Tensor, discriminator: Discriminator, generator: Genera
     return measures(d_value, g_value, real_a, fake_a, after_a)
 
 
-def averages(sums: list[Tensor], images: int) -> dict[str, float]:
+def averages(sums: list[Tensor]) -> dict[str, float]:
     """Divide the sums of an epoch once, by the number of images."""
-    total = torch.stack(sums).cpu().double().sum(dim=0)
-    return dict(zip(MEASURES, (total / images).tolist(), strict=True))
+    *totals, images = torch.stack(sums).cpu().double().sum(dim=0).tolist()
+    return {key: total / images for key, total in zip(MEASURES, totals, strict=True)}
 
 
 def train(dataloader, discriminator: Discriminator, generator: Generator, optimizer_G,  # noqa: N803
@@ -207,12 +207,11 @@ def train(dataloader, discriminator: Discriminator, generator: Generator, optimi
     """Train for one epoch; return the MEASURES, averaged over the images as they were trained."""
     discriminator.train()
     generator.train()
-    sums = []
-    for x in progress(dataloader):
+    optimizers, sums = (optimizer_G, optimizer_D), []
+    for x in images_in(dataloader):  # (B, 784) in [-1, 1]
         z = torch.randn(len(x), generator.latent_dim, device=x.device)
-        sums.append(update(scaled(x), z, discriminator, generator, optimizer_G, optimizer_D,
-                           loss, bfloat16))
-    return averages(sums, len(dataloader.images))
+        sums.append(update(x, z, discriminator, generator, *optimizers, loss, bfloat16))
+    return averages(sums)
 
 
 @torch.no_grad()
@@ -221,13 +220,13 @@ def validate(dataloader, discriminator: Discriminator, generator: Generator,
     """Return the MEASURES without training, always with the same noise."""
     d_loss, g_loss = LOSSES[loss]
     discriminator.eval()
-    images, sums = dataloader.images, []
-    z = torch.randn(len(images), generator.latent_dim, generator=random_stream(0, "evaluation"))
-    for x, noise in zip(dataloader, z.split(dataloader.batch_size), strict=True):
-        real_a = discriminator.logits(scaled(x))
+    images, sums = len(dataloader.dataset), []
+    z = torch.randn(images, generator.latent_dim, generator=random_stream(0, "evaluation"))
+    for x, noise in zip(images_in(dataloader), z.split(dataloader.batch_size), strict=False):
+        real_a = discriminator.logits(x)
         fake_a = discriminator.logits(generator.decode(noise))
         sums.append(measures(d_loss(real_a, fake_a), g_loss(fake_a), real_a, fake_a, fake_a))
-    return averages(sums, len(images))
+    return averages(sums)
 
 
 def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -> tuple:
@@ -297,7 +296,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Train, draw the figures, judge the samples; return the results as written."""
     args = parse_args(argv)
     data = train, val, test = mnist(args.data_root, args.batch_size, dataset=args.dataset,
-                                    device=args.device, seed=args.seed, limit=args.limit)
+                                    device=args.device, seed=args.seed, limit=args.limit,
+                                    transform=scaled)
     if len(train.images) % args.batch_size == 1 or args.batch_size == 1:
         raise RunError(f"'--batch_size {args.batch_size}' leaves a batch of one image, on which "
                        "batch normalisation cannot train; give another")

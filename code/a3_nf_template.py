@@ -35,7 +35,7 @@ from a3.nf_figures import (
     save_pixel_plot,
     save_training_figures,
 )
-from a3.runs import Run, one_cycle, progress, random_stream
+from a3.runs import Run, images_in, one_cycle, random_stream
 from datasets import RandomShift, mnist
 
 EPOCHS = 40
@@ -232,10 +232,10 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
     Returns:
         bits per dimension, -log2 p(x + u) / 784, averaged over the images.
     """
-    sums = []  # for each batch: -log p in nats
+    sums, images = [], 0  # for each batch: -log p in nats
     noise = None if model.training else random_stream(0, "evaluation")
     with torch.set_grad_enabled(model.training):
-        for x in progress(data):
+        for x in images_in(data):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
                 nll = -model(x, noise).sum()
             if model.training:
@@ -244,8 +244,8 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
                 nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
                 optimizer.step()
             sums.append(nll.detach())
-    total = torch.stack(sums).cpu().double().sum().item()
-    return total / len(data.images) / NATS_PER_BIT_PER_DIM
+            images += len(x)
+    return torch.stack(sums).cpu().double().sum().item() / images / NATS_PER_BIT_PER_DIM
 
 
 def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -> tuple:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from a3.cli import exit_with, flags, parse, positive_int, run_name
 from a3.importance import importance_sampled_nll
-from a3.runs import Run, one_cycle, progress, random_stream
+from a3.runs import Run, images_in, one_cycle, random_stream
 from a3.vae_figures import (
     Elbo,
     draw_moment,
@@ -219,14 +219,14 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
     Returns:
         the negative ELBO averaged over the images, in nats.
     """
-    sums = []  # for each batch: reconstruction and KL
+    sums, images = [], 0  # for each batch: reconstruction and KL
     noise = [None] * len(data)
     if not model.training:  # drawn for the whole split, whatever the batches
         stream = random_stream(0, "evaluation")
-        noise = torch.randn(len(data.images), model.z_dim, generator=stream)
-        noise = noise.to(data.images.device).split(data.batch_size)
+        noise = torch.randn(len(data.dataset), model.z_dim, generator=stream)
+        noise = noise.to(next(model.parameters()).device).split(data.batch_size)
     with torch.set_grad_enabled(model.training):
-        for x, eps in zip(progress(data), noise, strict=True):
+        for x, eps in zip(images_in(data), noise, strict=False):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
                 loss, *terms = model.objective(x, eps)  # each (B,)
             if model.training:
@@ -234,8 +234,9 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
                 loss.mean().backward()
                 optimizer.step()
             sums.append(torch.stack(terms).detach().sum(dim=1))  # (2,)
+            images += len(x)
     total = torch.stack(sums).cpu().double().sum(dim=0)
-    return Elbo(*(total / len(data.images)).tolist())
+    return Elbo(*(total / images).tolist())
 
 
 def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -> tuple:

@@ -130,7 +130,8 @@ def time_gan(args: argparse.Namespace) -> dict:
     defaults = gan.parse_args(["--device", args.device, "--recipe", "template"])
     train, val, _ = mnist(args.data_root, defaults.batch_size, device=args.device)
     images = Split(torch.cat((train.images, val.images)), train.source,
-                   batch_size=defaults.batch_size, generator=train.generator)
+                   batch_size=defaults.batch_size, generator=train.generator,
+                   transform=gan.scaled)
     model = gan.GAN(defaults.latent_dim).to(args.device)
     players = model.discriminator, model.generator
     optimizer = gan.optimizers(model, defaults)

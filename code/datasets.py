@@ -30,6 +30,7 @@ from a3.fetch import (
 BINARIZATION_SEED = 2008  # the year of Salakhutdinov & Murray; never varied
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Transform = Callable[[Tensor], Tensor]
 
 
 class Split:
@@ -40,17 +41,22 @@ class Split:
         labels: (N,) int64 digits, or None where the source has none.
         generator: a CPU generator that shuffles each pass; None keeps the order.
         augment: maps each batch (B, 784) uint8, drawing from ``generator``; for training only.
-        scale: factor of the pixels in the batches.
+        transform: maps the float32 pixels of a batch (B, 784).
     """
 
     def __init__(self, images: Tensor, source: Source, labels: Tensor | None = None,
                  batch_size: int = 128, generator: torch.Generator | None = None,
-                 augment: Augment | None = None, scale: float = 1.0):
+                 augment: Augment | None = None, transform: Transform | None = None):
         if augment and generator is None:
             raise ValueError("augment needs a generator to draw from")
         self.images, self.labels, self.source = images, labels, source
         self.batch_size, self.generator = batch_size, generator
-        self.augment, self.scale = augment, scale
+        self.augment, self.transform = augment, transform
+
+    @property
+    def dataset(self) -> Tensor:
+        """The images, under the name that they have in torch's DataLoader."""
+        return self.images
 
     def __len__(self) -> int:
         """Number of batches; the last may be short."""
@@ -67,8 +73,8 @@ class Split:
             yield self.pixels(self.augment(batch, self.generator) if self.augment else batch)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Return images (B, 784) uint8 as batches have them: float32, scaled."""
-        return images.float() * self.scale
+        """Return images (B, 784) uint8 as batches have them: float32, transformed."""
+        return self.transform(images.float()) if self.transform else images.float()
 
 
 class RandomShift(nn.Module):
@@ -165,16 +171,16 @@ def bmnist(root: str | Path | None = None, batch_size: int = 128, download: bool
 
 def mnist(root: str | Path | None = None, batch_size: int = 128, download: bool = True, *,
           dataset: str = "auto", device: str | torch.device = "cpu", seed: int = 0,
-          limit: int | None = None, augment: Augment | None = None, scale: float = 1.0
-          ) -> tuple[Split, Split, Split]:
+          limit: int | None = None, augment: Augment | None = None,
+          transform: Transform | None = None) -> tuple[Split, Split, Split]:
     """Return train, val and test of 8-bit MNIST, pixels in 0..255, with labels.
 
     The last 10,000 of MNIST's 60,000 training images are val. Arguments as for ``bmnist``
-    (whose source "bmnist" does not exist here); ``scale`` multiplies the pixels of the batches.
+    (whose source "bmnist" does not exist here); ``transform`` as for ``Split``, of all three.
     """
     loaders = {"mnist": mnist_files, "sample": sample_digits}
     return _splits(*_find(loaders, dataset, root, download), batch_size, device, seed, limit,
-                   augment, scale)
+                   augment, transform)
 
 
 def labelled(test: Split, root: str | Path | None = None) -> Split | None:
@@ -213,14 +219,15 @@ def _find(loaders: dict, dataset: str, root: str | Path | None, download: bool) 
                     "use --dataset auto")
 
 
-def _splits(images, labels, source, batch_size, device, seed, limit, augment, scale=1.0):
+def _splits(images, labels, source, batch_size, device, seed, limit, augment,
+            transform=None):
     """Make the three Splits; only the training split is shuffled, augmented or cut short."""
     shuffle = torch.Generator().manual_seed(seed)
     options = ({"generator": shuffle, "augment": augment}, {}, {})
     cuts = (limit, None, None)
     return tuple(
         Split(image[:cut].to(device), source, None if label is None else label[:cut].to(device),
-              batch_size, scale=scale, **option)
+              batch_size, transform=transform, **option)
         for image, label, cut, option in zip(images, labels, cuts, options, strict=True))
 
 

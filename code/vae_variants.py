@@ -288,7 +288,8 @@ def load(args: argparse.Namespace, shift: RandomShift | None) -> tuple:
     options = {"dataset": args.dataset, "device": args.device, "seed": args.seed,
                "limit": args.limit, "augment": shift}
     if args.likelihood == "gaussian":
-        return mnist(args.data_root, args.batch_size, scale=1 / 255, **options)
+        return mnist(args.data_root, args.batch_size, transform=lambda x: x * (1 / 255),
+                     **options)
     return bmnist(args.data_root, args.batch_size, **options)
 
 

@@ -84,6 +84,15 @@ def progress(batches):
     return tqdm(batches, leave=False, disable=None, unit="batch")
 
 
+def images_in(data) -> Iterator[Tensor]:
+    """Yield the images of every batch, (B, 784), of a Split or of anybody's DataLoader.
+
+    A batch may be a tensor or a pair (images, labels), and an image (784,) or (1, 28, 28).
+    """
+    for batch in progress(data):
+        yield (batch[0] if isinstance(batch, tuple | list) else batch).flatten(start_dim=1)
+
+
 # A run -------------------------------------------------------------------------------------------
 
 class Run:

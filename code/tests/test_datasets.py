@@ -106,8 +106,8 @@ def test_val_and_test_keep_their_order_and_train_has_one_of_its_seed():
     assert torch.equal(order(1), order(1)) and not torch.equal(order(1), order(2))
 
 
-def test_batches_are_scaled_like_the_pixels_of_a_split():
-    *_, test = mnist(dataset="sample", scale=1 / 255)
+def test_batches_are_transformed_like_the_pixels_of_a_split():
+    *_, test = mnist(dataset="sample", transform=lambda x: x / 255)
     batch = next(iter(test))
     assert batch.dtype == torch.float32 and batch.max() == 1
     assert torch.equal(batch, test.pixels(test.images[:128]))

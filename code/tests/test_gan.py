@@ -26,6 +26,11 @@ def players(lr: float = 0.0) -> dict:
     return parts
 
 
+def pixels(number: int, **options):
+    """Return made-up images in the range of tanh."""
+    return grey(number, transform=gan.scaled, **options)
+
+
 # Steps -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -70,7 +75,7 @@ def step_down(network: nn.Module, loss: torch.Tensor, lr: float) -> None:
 
 def test_training_by_the_wrong_objective_would_show():
     """D alone learns to tell; G alone learns to be taken for real."""
-    data = grey(64, batch_size=16)
+    data = pixels(64, batch_size=16)
     d_learns, g_learns = players(lr=0.1), players(lr=0.1)
     d_learns["optimizer_G"].param_groups[0]["lr"] = 0.0
     g_learns["optimizer_D"].param_groups[0]["lr"] = 0.0
@@ -91,8 +96,8 @@ def one_epoch(recipe: str, out: Path, *argv: str) -> tuple[GAN, tuple, list]:
     optimizer = gan.optimizers(model, args)
     optimizer[0].register_step_post_hook(
         lambda *_: seen.append(model.generator.net[0].weight.detach().clone()))
-    train = grey(32, batch_size=16, generator=torch.Generator().manual_seed(0))
-    gan.fit(Run("test", args, Source("", "", "")), model, (train, grey(16), None), optimizer)
+    train = pixels(32, batch_size=16, generator=torch.Generator().manual_seed(0))
+    gan.fit(Run("test", args, Source("", "", "")), model, (train, pixels(16), None), optimizer)
     return model, optimizer, seen
 
 
@@ -144,7 +149,7 @@ def test_the_template_interface():
     assert (probability >= 0).all() and (probability <= 1).all()
     parts = players(lr=1e-3)
     numbers = gan.train(
-        dataloader=grey(16, batch_size=8), discriminator=parts["discriminator"],
+        dataloader=pixels(16, batch_size=8), discriminator=parts["discriminator"],
         generator=parts["generator"], optimizer_G=parts["optimizer_G"],
         optimizer_D=parts["optimizer_D"])
     assert set(numbers) == set(gan.MEASURES) and all(map(math.isfinite, numbers.values()))
@@ -153,7 +158,7 @@ def test_the_template_interface():
 
 def test_every_parameter_gets_a_gradient():
     parts = players(lr=1e-3)
-    gan.train(grey(16, batch_size=8), **parts)
+    gan.train(pixels(16, batch_size=8), **parts)
     for network in (parts["generator"], parts["discriminator"]):
         for name, parameter in network.named_parameters():
             assert parameter.grad.abs().sum() > 0, name
@@ -185,7 +190,7 @@ def test_evaluation_does_not_depend_on_the_batch_size():
     for network in (parts["generator"], parts["discriminator"]):
         for parameter in network.parameters():
             parameter.data.mul_(3)
-    one, other = (gan.validate(grey(48, batch_size=size), parts["discriminator"],
+    one, other = (gan.validate(pixels(48, batch_size=size), parts["discriminator"],
                                parts["generator"]) for size in (48, 7))
     for key in gan.MEASURES:
         assert abs(one[key] - other[key]) < 1e-5, (key, one[key], other[key])
@@ -194,7 +199,7 @@ def test_evaluation_does_not_depend_on_the_batch_size():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_epoch_trains_on_the_first_split_and_validates_on_the_second_in_float32(loss):
     """With learning rate 0, so that nothing but the mode and the noise differs."""
-    model, train, val = GAN(8, loss), grey(16, batch_size=8), grey(24)
+    model, train, val = GAN(8, loss), pixels(16, batch_size=8), pixels(24)
     optimizer = tuple(torch.optim.SGD(part.parameters(), lr=0.0)
                       for part in (model.generator, model.discriminator))
     half, full = (seeded(gan.run_epoch, copy.deepcopy(model), (train, val), optimizer, bfloat16)
