@@ -5,6 +5,7 @@ import io
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,12 +20,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def write_atomically(path: Path, content: bytes | Callable) -> None:
     """Write a file so that a crash leaves either the old file or the new one.
 
+    Of several writers at a time, each writes a file of its own, and the last one's stays.
+
     Args:
         content: the bytes, or a function that writes them to an open binary file.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content) if isinstance(content, bytes) else content(file)
             file.flush()
             os.fsync(file.fileno())

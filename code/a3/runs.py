@@ -21,6 +21,7 @@ import math
 import platform
 import statistics
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -181,7 +182,7 @@ class Run:
         """Yield the epochs still to do, 0 (untrained) to ``args.epochs``; save after each."""
         if not self.history:  # figures of an earlier run, stopped and given up
             for partial in self.folder.glob(f"{self.name}-partial-*"):
-                partial.unlink()
+                partial.unlink(missing_ok=True)
         for epoch in range(len(self.history), self.args.epochs + 1):
             self._clock = time.perf_counter()
             yield epoch
@@ -358,9 +359,7 @@ def _unreadable(checkpoint: Path, error: Exception) -> RunError:
 def _make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise RunError(f"cannot write to '{folder}' ({error.strerror}); choose another folder "
                        "with --out") from error

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,30 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         write_atomically(path, half)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+
+
+def test_writers_of_one_file_do_not_get_in_each_others_way(tmp_path):
+    path, together = tmp_path / "file", threading.Barrier(4, timeout=10)
+
+    def write(number):
+        def content(file):
+            together.wait()  # every writer has its file open
+            file.write(bytes([number]) * 1000)
+
+        write_atomically(path, content)
+        return path.read_bytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        seen = list(pool.map(write, range(4)))
+    assert all(len(content) == 1000 and len(set(content)) == 1 for content in seen)
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    write_atomically(tmp_path / "file", b"")
+    modes = [(tmp_path / name).stat().st_mode for name in ("plain", "file")]
+    assert modes[0] == modes[1], list(map(oct, modes))
 
 
 def test_kill_during_a_checkpoint_leaves_a_loadable_one(tmp_path):

@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -312,6 +314,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="choose another folder with --out"):
         Run("test", arguments(tmp_path / "file"), SOURCE)
+
+
+def test_runs_that_start_together_in_a_new_folder_all_start(tmp_path):
+    together = threading.Barrier(8, timeout=10)
+
+    def start(folder):
+        together.wait()
+        runs._make_writable(folder)
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(40):
+            list(pool.map(start, [tmp_path / str(number)] * 8))
+            assert list((tmp_path / str(number)).iterdir()) == [], "nothing is left"
 
 
 # Schedules and noise -----------------------------------------------------------------------------
