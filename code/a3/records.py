@@ -69,13 +69,21 @@ def now() -> str:
 
 
 def commit() -> str:
-    """Return the git commit of the code, with "-dirty" if code/ differs from it, or "unknown"."""
-    git = ["git", "-C", str(REPOSITORY)]
+    """Return the git commit of the code, with "-dirty" if code/ differs from it, or "unknown".
+
+    A repository around ours says nothing about our code.
+    """
+    # Inside a git hook, variables name another repository.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*command: str) -> str:
+        child = subprocess.run(["git", "-C", REPOSITORY, *command], env=env, capture_output=True,
+                               check=True)
+        return os.fsdecode(child.stdout).strip()
+
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True,
-                              check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "code"], capture_output=True,
-                                 text=True, check=True).stdout.strip()
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != REPOSITORY.resolve():
+            return "unknown"
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "code") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("-dirty" if changed else "")

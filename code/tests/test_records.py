@@ -116,3 +116,11 @@ def test_the_commit_is_dirty_if_and_only_if_code_differs_from_it(tmp_path, monke
     assert records.commit() == head, "notes are no code"
     (tmp_path / "code" / "a.py").write_text("2")
     assert records.commit() == f"{head}-dirty"
+    for variable in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as inside a git hook
+        monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
+    assert records.commit() == f"{head}-dirty"
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path / "code")
+    assert records.commit() == "unknown", "the repository around it is another one"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path)
+    assert records.commit() == "unknown", "without git"
