@@ -137,6 +137,9 @@ class Run:
         torch.manual_seed(random_stream(args.seed, "weights and noise").initial_seed())
         print(f"run:  {name} on {describe_device(self.device)}, {self.precision}, "
               f"seed {args.seed}", flush=True)
+        if self.bfloat16 and not multiplies_bfloat16(self.device):
+            print("note: this hardware is not known to multiply bfloat16 fast, which can make "
+                  "training many times slower; --precision auto avoids that", flush=True)
 
     def keep(self, **parts) -> None:
         """Name what a checkpoint holds: modules, optimizers, schedules, torch.Generators."""
@@ -309,6 +312,8 @@ class Run:
 
     def _refuse_another_run(self, state: dict) -> None:
         ours, theirs = {**method_flags(self.args), "precision": self.precision}, state["flags"]
+        if self.args.precision == "auto":  # goes on in what is fast here
+            ours.pop("precision")
         other = [f"--{key} {theirs.get(key)} there, {ours[key]} here"
                  for key in ours if key != "dataset" and ours[key] != theirs.get(key)]
         other += ["other data"] if state["data"] != self.source.sha256 else []

@@ -295,6 +295,36 @@ def test_auto_is_the_precision_that_the_hardware_is_good_at(tmp_path, monkeypatc
     assert run.provenance[0]["precision"] == used
 
 
+def test_auto_goes_on_in_what_another_machine_is_good_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: True)
+    train_until(2, tmp_path, "--precision", "auto")
+    monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: False)
+    with pytest.raises(RunError, match="--precision bfloat16 there, float32 here"):
+        train(tmp_path, "--resume", "--precision", "float32")
+    results = finish(train(tmp_path, "--resume", "--precision", "auto"))
+    assert results["precision"] == "float32" and "note:" not in capsys.readouterr().out
+    assert [one["precision"] for one in results["begun_on"]] == ["bfloat16"]
+
+
+def test_slow_bfloat16_that_was_asked_for_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: False)
+    Run("test", arguments(tmp_path, "--precision", "bfloat16"), SOURCE)
+    assert "note: this hardware is not known to multiply bfloat16 fast" in capsys.readouterr().out
+
+
+def test_a_gpu_keeps_its_own_random_numbers_whatever_its_number(tmp_path, monkeypatch):
+    state = {"cuda:0": torch.zeros(1), "cuda:1": torch.ones(1)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", state.get)
+    monkeypatch.setattr(torch.cuda, "set_rng_state",
+                        lambda random, device: state.update({device: random}))
+    run = Run("test", arguments(tmp_path), SOURCE)
+    run.device = "cuda:1"
+    run._save()
+    run.device = "cuda:0"
+    run.reload()
+    assert state["cuda:0"].item() == 1
+
+
 def test_a_finished_run_is_found_and_others_are_refused(tmp_path):
     with pytest.raises(RunError, match=r"no finished run 'test'; make it with code/a.py --resume"):
         finished_run("test", tmp_path, "a.py", "lr")
