@@ -21,7 +21,7 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from a3.cli import exit_with, parse, positive_int, run_name, tool_flags
-from a3.devices import multiplies_bfloat16
+from a3.devices import backend, multiplies_bfloat16
 from a3.records import REPOSITORY, write_record
 from datasets import RandomShift, Split, bmnist, mnist
 
@@ -53,11 +53,11 @@ def matrix_products(model: nn.Module, data_layers: set[nn.Module], batch: int,
 
 def seconds(work: Callable[[], None], device: str) -> float:
     """Return how long the work takes; on a GPU, until its last kernel has ended."""
-    wait = getattr(torch, device).synchronize
-    wait()
+    module, which = backend(device)
+    module.synchronize(*which)
     start = time.perf_counter()
     work()
-    wait()
+    module.synchronize(*which)
     return time.perf_counter() - start
 
 

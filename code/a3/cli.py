@@ -68,20 +68,26 @@ def device_name(text: str) -> str:
     """Parse a device and check that this machine has it.
 
     Returns:
-        "cpu", "cuda" or "mps"; "auto" becomes the fastest of those available.
+        "cpu", "mps", "cuda" or one of several, "cuda:1"; "auto" becomes the fastest of those
+        available.
 
     Raises:
         ArgumentTypeError: the name is unknown, or this machine has no such device.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-             "cpu": True}
+    there = {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+             "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    kind, _, _ = text.partition(":")
     if text == "auto":
-        return next(name for name, available in there.items() if available)
-    if text not in there:
+        return next(name for name, number in there.items() if number)
+    if kind not in there:
         raise argparse.ArgumentTypeError(f"'{text}' is not one of auto, {', '.join(there)}")
-    if not there[text]:
-        raise argparse.ArgumentTypeError(f"this machine has no '{text}'; use auto or cpu")
-    return text
+    if not there[kind]:
+        raise argparse.ArgumentTypeError(f"this machine has no '{kind}'; use auto or cpu")
+    names = [f"{kind}:{index}" for index in range(there[kind])]
+    if text not in (kind, *names):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not here: this machine has {len(names)} of them: {', '.join(names)}")
+    return text if kind == "cuda" else kind
 
 
 def tool_flags(description: str, sources: tuple[str, ...] = ()) -> argparse.ArgumentParser:
@@ -89,7 +95,8 @@ def tool_flags(description: str, sources: tuple[str, ...] = ()) -> argparse.Argu
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--device", type=device_name, default="auto", help="auto, cpu, cuda or mps")
+    add("--device", type=device_name, default="auto",
+        help="auto, cpu, cuda (of several, cuda:1 is the second) or mps")
     if sources:
         add("--dataset", choices=("auto", *sources), default="auto",
             help="auto: the first available source")

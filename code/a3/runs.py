@@ -33,7 +33,7 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from a3.devices import describe_device, multiplies_bfloat16
+from a3.devices import backend, describe_device, multiplies_bfloat16
 from a3.fetch import Source
 from a3.records import REPOSITORY, commit, now, write_atomically, write_json, write_table
 
@@ -101,7 +101,7 @@ class Run:
 
     Attributes:
         name: what the names of its files begin with.
-        device: "cpu", "cuda" or "mps".
+        device: "cpu", "mps", "cuda" or one of several, "cuda:1".
         bfloat16: whether matrix products run in bfloat16.
         history: one dict an epoch, from epoch 0, the untrained model.
         snapshots: what the script drew at the moments of the run, tensors by epoch.
@@ -287,8 +287,9 @@ class Run:
             "provenance": self.provenance,
             "random": {"cpu": torch.get_rng_state()},
         }
-        if self.device != "cpu":
-            state["random"][self.device] = getattr(torch, self.device).get_rng_state()
+        module, which = backend(self.device)
+        if module is not torch.cpu:
+            state["random"][torch.device(self.device).type] = module.get_rng_state(*which)
         write_atomically(self.checkpoint, lambda file: torch.save(state, file))
         self._begun = True
 
@@ -301,8 +302,9 @@ class Run:
                 (part.set_state if is_generator else part.load_state_dict)(state["kept"][key])
             self.history, self.snapshots = state["history"], state["snapshots"]
             torch.set_rng_state(state["random"]["cpu"])
-            if self.device != "cpu" and self.device in state["random"]:
-                getattr(torch, self.device).set_rng_state(state["random"][self.device])
+            (module, which), kind = backend(self.device), torch.device(self.device).type
+            if module is not torch.cpu and kind in state["random"]:
+                module.set_rng_state(state["random"][kind], *which)
         except RunError:
             raise
         except Exception as error:  # whatever a damaged or foreign file makes torch raise

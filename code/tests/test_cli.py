@@ -131,6 +131,7 @@ def machine(monkeypatch):
     """Pretend to be a machine with these accelerators."""
     def pretend(*there: str):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * ("cuda" in there))
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
     return pretend
 
@@ -149,3 +150,18 @@ def test_a_device_that_the_machine_lacks_is_refused(machine):
         cli.device_name("mps")
     with pytest.raises(argparse.ArgumentTypeError, match="'tpu' is not one of auto, cuda, mps"):
         cli.device_name("tpu")
+
+
+@pytest.mark.parametrize(("asked", "given"), [("cuda:0", "cuda:0"), ("cuda:1", "cuda:1"),
+                                              ("mps:0", "mps"), ("cpu:0", "cpu")])
+def test_one_of_several_devices_is_named_by_its_number(machine, asked, given):
+    machine("cuda", "mps")
+    assert cli.device_name(asked) == given
+
+
+@pytest.mark.parametrize("asked", ["cuda:2", "cuda:", "cuda:-1", "cuda:x", "cuda:01", "cuda:0:1"])
+def test_a_number_that_no_device_has_is_refused(machine, asked):
+    machine("cuda")
+    with pytest.raises(argparse.ArgumentTypeError,
+                       match=f"'{asked}' is not here: this machine has 2 of them: cuda:0, cuda:1"):
+        cli.device_name(asked)

@@ -17,7 +17,8 @@ def machine(monkeypatch):
                 raise OSError("no such file")
             return cpuinfo
 
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_capability",
+                            lambda device: capability if device == "cuda:1" else (0, 0))
         monkeypatch.setattr(devices, "Path", lambda file: SimpleNamespace(read_text=read_text))
     return pretend
 
@@ -25,8 +26,8 @@ def machine(monkeypatch):
 @pytest.mark.parametrize(("device", "cpuinfo", "capability", "fast"), [
     ("cpu", "flags : sse avx512_bf16 fma", (0, 0), True), ("cpu", "amx_bf16", (0, 0), True),
     ("cpu", "flags : sse avx512f", (0, 0), False), ("cpu", None, (0, 0), False),
-    ("mps", "amx_bf16", (0, 0), False), ("cuda", None, (8, 0), True),
-    ("cuda", "amx_bf16", (7, 5), False)])
+    ("mps", "amx_bf16", (0, 0), False), ("cuda:1", None, (8, 0), True),
+    ("cuda:1", "amx_bf16", (7, 5), False), ("cuda:0", None, (8, 0), False)])
 def test_bfloat16_is_for_hardware_that_multiplies_it(machine, device, cpuinfo, capability, fast):
     machine(cpuinfo=cpuinfo, capability=capability)
     assert devices.multiplies_bfloat16(device) == fast
@@ -41,3 +42,10 @@ def test_a_processor_is_described_by_its_model_and_the_threads_in_use(machine, m
     monkeypatch.setattr(devices.platform, "processor", lambda: "beads")
     machine(cpuinfo=None)
     assert devices.describe_device("cpu") == f"cpu: beads, {told}"
+
+
+def test_of_several_gpus_the_one_in_use_is_described(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Beads of {device}")
+    assert devices.describe_device("cuda:1") == "cuda: Beads of cuda:1"
+    assert devices.backend("cuda:1") == (torch.cuda, ("cuda:1",))
+    assert devices.backend("mps") == (torch.mps, ()) and devices.backend("cpu") == (torch.cpu, ())
