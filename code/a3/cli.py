@@ -13,12 +13,15 @@ Ctrl-C.
 """
 
 import argparse
+import contextlib
 import hashlib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -168,11 +171,52 @@ def run_name(method: str, args: argparse.Namespace, source: Source | None = None
     return name
 
 
+class Printer:
+    """A stream of text which outlives its encoding, its reader and its disk.
+
+    A training of hours does not end because its terminal or the reader of its pipe does.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        # Without one, what is opened here also keeps its number from other files.
+        self.stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or be silent from now on."""
+        self._or_be_silent(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or be silent from now on."""
+        self._or_be_silent(self.stream.flush)
+
+    def _or_be_silent(self, work: Callable) -> None:
+        try:
+            work()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 def exit_with(main: Callable) -> None:
     """Run ``main``; errors in data, files and runs end in one line, not in a traceback.
 
     Exit status: 0, 1 for data and run errors, 130 after Ctrl-C (argparse gives 2 for flags).
     """
+    out, err = Printer(sys.stdout), Printer(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            _exit_with(main)
+        finally:
+            out.flush()
+            err.flush()
+
+
+def _exit_with(main: Callable) -> None:
     try:
         main()
     except Interrupted as stop:

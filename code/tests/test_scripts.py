@@ -166,6 +166,21 @@ def test_a_gan_is_not_trained_on_a_batch_of_one_image(tmp_path):
             gan.main([*flags("gan", tmp_path), "--batch_size", size])
 
 
+@pytest.mark.parametrize(("settings", "end"), [
+    ("PYTHONIOENCODING=cp932", "> log 2>&-"), ("A=", ">&- 2>&-"),
+    ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", "| head -1 > log")])
+def test_a_training_outlives_what_it_is_printed_to(settings, end, tmp_path):
+    command = (f"{settings} {sys.executable} a3_vae_template.py --dataset sample --epochs 1 "
+               f"--limit 64 --device cpu --hidden_dim 8 --nll_samples 1 --out '{tmp_path}/Café ł' "
+               f"{end}").replace("> log", f"> '{tmp_path}/log'")
+    child = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=CODE, check=False,
+                           capture_output=True, text=True)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", ""), child
+    assert list((tmp_path / "Café ł").glob("results/*.json"))
+    log = tmp_path / "log"
+    assert not log.exists() or log.read_bytes().startswith(b"data: sample")
+
+
 def test_importing_a_script_does_nothing():
     scripts = ", ".join(path.stem for path in CODE.glob("*.py"))
     child = subprocess.run(
