@@ -26,6 +26,7 @@ from typing import TextIO
 import torch
 
 from a3.fetch import DataError, Source
+from a3.records import expand_home
 from a3.runs import NOT_METHOD, Interrupted, RunError
 
 SEED = 42
@@ -67,6 +68,16 @@ def _number(text: str, kind: Callable, good: Callable, expected: str):
     return value
 
 
+def folder(text: str) -> Path:
+    """Parse the path of a folder; "~" is the home folder, whether or not the shell knew."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not a folder")
+    try:
+        return expand_home(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def device_name(text: str) -> str:
     """Parse a device and check that this machine has it.
 
@@ -103,9 +114,9 @@ def tool_flags(description: str, sources: tuple[str, ...] = ()) -> argparse.Argu
     if sources:
         add("--dataset", choices=("auto", *sources), default="auto",
             help="auto: the first available source")
-    add("--data_root", default=None, metavar="DIR",
+    add("--data_root", type=folder, default=None, metavar="DIR",
         help="data folder (None: the variable A3_DATA, else data/ of the repository)")
-    add("--out", type=Path, default=None, metavar="DIR",
+    add("--out", type=folder, default=None, metavar="DIR",
         help="folder for figures/, results/ and checkpoints/ (None: report/ and checkpoints/)")
     return parser
 

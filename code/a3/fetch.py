@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 from tqdm import tqdm
 
-from a3.records import REPOSITORY
+from a3.records import REPOSITORY, expand_home
 
 BMNIST_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
 SHA256 = {
@@ -76,7 +76,7 @@ def data_folder(root: str | Path | None) -> Path:
     Raises:
         DataError: it exists and cannot be read as a folder.
     """
-    root = Path(root or os.environ.get("A3_DATA") or REPOSITORY / "data")
+    root = expand_home(root or os.environ.get("A3_DATA") or REPOSITORY / "data")
     if os.path.lexists(root) and not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
         raise DataError(f"'{root}' cannot be read as the data folder; name one with --data_root")
     return root

@@ -17,6 +17,18 @@ from a3.devices import describe_device
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path a user gave, "~" and "~user" replaced where no shell has done it.
+
+    Raises:
+        OSError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise OSError(f"'{path}' begins in no user's home folder; write out the path") from None
+
+
 def write_atomically(path: Path, content: bytes | Callable) -> None:
     """Write a file so that a crash leaves either the old file or the new one.
 
@@ -84,6 +96,7 @@ def commit() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != REPOSITORY.resolve():
             return "unknown"
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "code") else "")
+        dirty = "-dirty" if git("status", "--porcelain", "code") else ""
+        return git("rev-parse", "HEAD") + dirty
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

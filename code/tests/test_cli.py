@@ -7,7 +7,7 @@ import torch
 
 from a3 import cli
 from a3.cli import parse, run_name
-from a3.fetch import DataError, Source
+from a3.fetch import DataError, Source, data_folder
 from a3.runs import Interrupted, RunError
 from helpers import arguments
 
@@ -165,3 +165,24 @@ def test_a_number_that_no_device_has_is_refused(machine, asked):
     with pytest.raises(argparse.ArgumentTypeError,
                        match=f"'{asked}' is not here: this machine has 2 of them: cuda:0, cuda:1"):
         cli.device_name(asked)
+
+
+@pytest.mark.parametrize("flag", ["--out", "--data_root"])
+def test_the_home_folder_is_found_where_the_shell_left_it(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = arguments(tmp_path / "other", f"{flag}=~/a b")
+    assert getattr(args, flag[2:]) == tmp_path / "a b"
+    for wrong in ("~no-such-user/a", ""):
+        with pytest.raises(SystemExit) as stop:
+            arguments(tmp_path, f"{flag}={wrong}")
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert stop.value.code == 2 and f"argument {flag}: '{wrong}'" in last, last
+
+
+def test_the_home_folder_is_found_in_the_variable_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("A3_DATA", "~/a")
+    assert data_folder(None) == tmp_path / "a"
+    monkeypatch.setenv("A3_DATA", "~no-such-user/a")
+    with pytest.raises(OSError, match="'~no-such-user/a' begins in no user's home folder"):
+        data_folder(None)
