@@ -208,6 +208,9 @@ def _find(loaders: dict, dataset: str, root: str | Path | None, download: bool) 
         try:
             images, labels, description = loaders[name](folder, download)
         except Unavailable as reason:
+            if dataset != "auto":
+                raise DataError(f"'--dataset {dataset}' is unavailable: {reason}; put the files "
+                                "there, or use --dataset auto") from reason
             print(f"data: {name} is unavailable: {reason}", flush=True)
             continue
         digest = hashlib.sha256(images[0].numpy()).hexdigest()
@@ -215,8 +218,7 @@ def _find(loaders: dict, dataset: str, root: str | Path | None, download: bool) 
         print(f"data: {name}, {description}; {sizes} images to train / validate / test",
               flush=True)
         return images, labels, Source(name, description, digest)
-    raise DataError(f"'--dataset {dataset}' is unavailable; put the files under '{folder}', or "
-                    "use --dataset auto")
+    raise AssertionError("the sample is always available")
 
 
 def _splits(images, labels, source, batch_size, device, seed, limit, augment,

