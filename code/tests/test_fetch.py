@@ -120,6 +120,20 @@ def test_a_download_arrives_whole_or_not_at_all(server):
         "binarized_mnist_train.amat", "binarized_mnist_valid.amat"]
 
 
+def test_a_folder_that_cannot_be_written_is_named(server):
+    server.folder.rmdir()
+    server.folder.touch()
+    with pytest.raises(Unavailable, match="train.amat' cannot be written"):
+        bmnist_files(server.root, download=True)
+
+
+def test_a_download_leaves_the_part_of_another_alone(server):
+    part = server.folder / "binarized_mnist_train.amat.part"
+    part.write_bytes(b"half")
+    bmnist_files(server.root, download=True)
+    assert part.read_bytes() == b"half"
+
+
 def test_a_download_that_drags_on_is_given_up(server, monkeypatch):
     monkeypatch.setattr(fetch, "DOWNLOAD_LIMIT_S", -1)
     with pytest.raises(Unavailable, match="took over -1 s"):
