@@ -12,16 +12,20 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
 import vae_variants
 from a3 import figures
 from a3.cli import exit_with, parse, positive_int, run_name, tool_flags
+from a3.devices import usable_cores
 from a3.records import REPOSITORY, write_record
+from a3.runs import RunError
 from a3_vae_template import EPOCHS
 
 CASES = {
@@ -59,13 +63,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE",
         help="cases to run, by name")
-    add("--jobs", type=positive_int, default=os.cpu_count(), metavar="N",
-        help="cases at a time, sharing the cores")
+    add("--jobs", type=positive_int, default=usable_cores(), metavar="N",
+        help="cases at a time, sharing the usable cores")
     add("--epochs", type=positive_int, default=EPOCHS, metavar="N",
         help="passes over the training images")
     add("--limit", type=positive_int, default=None, metavar="N",
         help="train on the first N images only, for a quick trial")
-    return parse(parser, argv)
+    args = parse(parser, argv)
+    args.cases[:] = dict.fromkeys(args.cases)  # two runs at once would write the same files
+    args.jobs = min(args.jobs, len(args.cases))
+    return args
 
 
 def train_case(name: str, args: argparse.Namespace) -> dict:
@@ -88,7 +95,16 @@ def train_case(name: str, args: argparse.Namespace) -> dict:
 
 def threads(jobs: int) -> int:
     """Return the threads of each case when ``jobs`` run at a time."""
-    return max(1, os.cpu_count() // jobs)
+    return max(1, usable_cores() // jobs)
+
+
+def end_with_parent() -> None:
+    """Let this process end when its parent does, however that ended."""
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def run_cases(args: argparse.Namespace) -> list[dict]:
@@ -97,12 +113,18 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
           f"{args.out or REPOSITORY / 'study'}", flush=True)
     start = time.time()
     slowest_first = sorted(args.cases, key=lambda name: "iwae" not in CASES[name])
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(args.jobs, get_context("spawn"), end_with_parent) as pool:
         runs = {pool.submit(train_case, name, args): name for name in slowest_first}
         try:
             for number, run in enumerate(as_completed(runs), start=1):
                 print(f"[{number}/{len(runs)}] {runs[run]}: {run.result()['verdict']}, "
                       f"{(time.time() - start) / 60:.0f} min", flush=True)
+        except BrokenProcessPool:
+            left = [name for run, name in runs.items() if run.exception() is not None]
+            raise RunError(
+                f"a process was killed, perhaps for want of memory; it ran one of the cases "
+                f"{', '.join(map(repr, left[:args.jobs]))}; finished cases and epochs are kept: "
+                "give the same command with --jobs 1") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)  # running cases end, no other begins
             raise

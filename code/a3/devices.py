@@ -1,7 +1,9 @@
-"""The hardware of a run: what it is called, and its fastest precision."""
+"""The hardware of a run: what it is called, its fastest precision, the cores it may use."""
 
 import contextlib
+import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -39,3 +41,40 @@ def describe_device(device: str) -> str:
 def float64(values: torch.Tensor) -> torch.Tensor:
     """Return values as float64 on the CPU: Apple's GPUs (mps) have no such numbers."""
     return values.cpu().double()
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may use, at least 1.
+
+    A batch job or a container has a part of the machine only: what its affinity, the time that
+    its control groups grant, and the batch system's variables leave.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    machine = os.cpu_count() or 1
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine]
+    for variable in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
+        first = os.environ.get(variable, "").split(",")[0].strip()  # one a level of nesting
+        limits += [int(first)] if first.isdecimal() and int(first) else []
+    return max(1, int(min([*limits, *_granted_cores(root)])))
+
+
+def _granted_cores(root: Path) -> Iterator[float]:
+    """Yield the cores' worth of time granted to this process' groups and those above (Linux)."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            # A container often sees its own group as the root, so the groups above count too.
+            hierarchy = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+            own = hierarchy / group.lstrip("/")
+            for folder in (own, *own.parents):
+                with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                    files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else (
+                        "cpu.max",)
+                    text = " ".join((folder / file).read_text() for file in files)
+                    quota, period = map(int, text.split())  # "max" and -1: no limit
+                    if quota > 0:
+                        yield quota / period
