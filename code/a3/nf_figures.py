@@ -63,3 +63,12 @@ def save_latent_figures(run: Run, model: nn.Module, test) -> None:
     z = torch.randn(10, 784, generator=random_stream(run.args.seed, "figures")).to(z.device)
     rows = torch.cat([model.decode(temperature * z) for temperature in TEMPERATURES])
     figures.save_png(figures.tile(rows / 255, 10), run.figure("temperatures.png"))
+
+
+def save_bits_map(bits: Tensor, filename: Path) -> None:
+    """Draw how many bits each pixel costs on average, (784,), dark where it costs most."""
+    with figures.canvas(filename, width=2.6, height=2.1) as axis:
+        image = axis.imshow(bits.reshape(28, 28).numpy(), cmap="Greys", vmin=0)
+        axis.figure.colorbar(image, label="bits per pixel")
+        axis.set(xticks=[], yticks=[])
+        axis.grid(visible=False)
