@@ -60,6 +60,7 @@ models: $(VENV)/installed
 
 variants: $(VENV)/installed
 	$(PY) code/vae_variants.py --resume --recipe best
+	$(PY) code/nf_multiscale.py --resume
 	$(PY) code/walks.py
 
 compare: $(VENV)/installed
@@ -77,7 +78,7 @@ demonstrations: $(VENV)/installed
 
 # The targets whose results are missing, in the order in which they need each other.
 MODELS := $(patsubst %,report/results/%.json,vae-z20 vae-z20-seed1 vae-z20-seed2 vae-z2 nf gan gan-template)
-VARIANTS := $(patsubst %,report/results/%.json,vae-best vae-z20-walk)
+VARIANTS := $(patsubst %,report/results/%.json,vae-best nf-multiscale vae-z20-walk)
 MISSING := $(if $(filter-out $(wildcard $(MODELS)),$(MODELS)),models) \
   $(if $(filter-out $(wildcard $(VARIANTS)),$(VARIANTS)),variants) \
   $(if $(wildcard report/results/comparison.json),,compare) \

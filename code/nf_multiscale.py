@@ -101,12 +101,12 @@ class Pixels(nn.Module):
     def level_logits(self, h: Tensor, bias: Tensor, chosen: Tensor) -> Tensor:
         """Return the logits of q, (m, 255), for the m pixels that are chosen (B, n)."""
         image, pixel = chosen.nonzero(as_tuple=True)
-        return self.levels(F.silu(self.hidden(h[image, pixel]))).float() + bias[image]
+        return self.levels(F.silu(self.hidden(h[image, pixel]))) + bias[image]
 
     def log_prob(self, h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         """Return log P(x), (B, n) nats, for x (B, n) in 0..255, h (B, n, C), bias (B, 255)."""
         h, has_ink = self.norm(h), x > 0
-        ink = self.ink(h).squeeze(-1).float()  # (B, n)
+        ink = self.ink(h).squeeze(-1).to(bias.dtype)  # (B, n)
         log_p = F.logsigmoid(torch.where(has_ink, ink, -ink))
         logits = self.level_logits(h, bias, has_ink)
         of_level = -F.cross_entropy(logits, x[has_ink] - 1, reduction="none")
@@ -226,7 +226,7 @@ class Model(nn.Module):
             for reads, draws in pairwise([grid(spacing).flatten(), *groups(spacing)]))
 
     def start_at(self, images: Tensor) -> None:
-        """Let the untrained model give each pixel the distribution of all pixels of images."""
+        """Let the untrained model give each pixel nearly the distribution of all pixels."""
         counts = torch.bincount(images.flatten().long(), minlength=LEVELS) + 1.0
         for part in self.modules():
             if isinstance(part, Pixels):
@@ -246,7 +246,7 @@ class Model(nn.Module):
                 one pass, not one a pixel.
         """
         x = torch.zeros(n, SIDE**2, dtype=torch.long, device=self.start.device)
-        counts = torch.zeros(n, LEVELS, device=x.device)
+        counts = torch.zeros(n, LEVELS, device=x.device, dtype=self.start.dtype)
         no_bias = counts[:, 1:]
         if known is not None:
             x[:, self.grid] = known[:, self.grid]
@@ -282,8 +282,12 @@ class Model(nn.Module):
 
     def encode(self, x: Tensor, noise: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return z = f(x + u), (B, 784), and the log-determinant, (B,), in float64 on the CPU."""
-        x, z = x.long(), torch.empty(x.shape, dtype=torch.float64)
-        u = torch.rand(x.shape, generator=noise, dtype=torch.float64)
+        z = self.encode_at(x.long(), torch.rand(x.shape, generator=noise, dtype=torch.float64))
+        return z, float64(self(x)) - nf.log_prior(z).sum(dim=1)
+
+    def encode_at(self, x: Tensor, u: Tensor) -> Tensor:
+        """Return z = f(x + u), (B, 784), for whole numbers x and noise u (B, 784)."""
+        z = torch.empty(x.shape, dtype=torch.float64)
 
         def couple(pixels: Pixels, h: Tensor, bias: Tensor, indices: Tensor) -> Tensor:
             here = indices.cpu()
@@ -291,7 +295,7 @@ class Model(nn.Module):
             return x[:, indices]
 
         self.scan(couple, len(x), x)
-        return z, float64(self(x)) - nf.log_prior(z).sum(dim=1)
+        return z
 
     def decode(self, z: Tensor) -> Tensor:
         """Return f^-1(z) as an image, (B, 784), whole numbers in 0..255."""
@@ -343,8 +347,9 @@ def evaluate(run: Run, model: nn.Module, test) -> dict:
     save_bits_map(bits, run.figure("bits.pdf"))
     return {"untrained_bits_per_dim": run.history[0]["val_bits_per_dim"], **run.last_numbers(),
             "test_bits_per_dim": bits.mean().item(), **by_region,
-            "base_bits_per_dim": bits[model.grid.cpu()].mean().item(),
-            "group_bits_per_dim": [bits[step.draws.cpu()].mean().item() for step in model.steps],
+            "test_base_bits_per_dim": bits[model.grid.cpu()].mean().item(),
+            "test_group_bits_per_dim": [bits[step.draws.cpu()].mean().item()
+                                        for step in model.steps],
             "test_wrong_round_trips": (model.decode(z) != x).any(dim=1).sum().item(),
             "parameters": sum(part.numel() for part in model.parameters())}
 

@@ -20,6 +20,7 @@ import a3
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
+import nf_multiscale
 import vae_variants
 from a3 import figures, judge_classifier, vae_figures, vae_monitors
 from made_up import SMOKE
@@ -41,6 +42,9 @@ SCRIPTS = {
                      THREE_TIMES | {"elbo.pdf", "reconstructions.png"}),
     "nf": (nf, nf, ["--n_flows", "1", "--n_hidden", "16", "--iw_samples", "2"],
            THREE_TIMES | {"bpd.pdf", "pixel.pdf", "interpolation.png", "temperatures.png"}),
+    "nf_multiscale": (nf_multiscale, nf, [],
+                      THREE_TIMES | {"bpd.pdf", "interpolation.png", "temperatures.png",
+                                     "bits.pdf"}),
     "gan": (gan, gan, ["--latent_dim", "8"],
             THREE_TIMES | {"losses.pdf", "interpolation.png", "chain.png", "nearest.png"}),
 }
@@ -58,6 +62,9 @@ def small():
         patch.setattr(vae_monitors, "EXAMINED_CODES", 20)
         patch.setattr(judge_classifier, "EPOCHS", 1)
         patch.setattr(gan, "EVALUATION_SAMPLES", 500)
+        patch.setattr(nf_multiscale, "ROUND_TRIPS", 20)
+        for name, value in (("COARSE", 8), ("FINE", 8), ("COARSE_BLOCKS", 1), ("FINE_BLOCKS", 1)):
+            patch.setattr(nf_multiscale, name, value)
         yield
 
 
@@ -221,7 +228,8 @@ def with_and_without(script: ModuleType, base: list[str], given: list[str]) -> t
 @pytest.mark.parametrize(("command", "plain"), [
     ("a3_vae_template", "vae-z20"), ("a3_nf_template", "nf"), ("a3_gan_template", "gan"),
     ("a3_gan_template --recipe template", "gan-template"), ("vae_variants", "vae-variant-z20"),
-    ("vae_variants --recipe best", "vae-best"), ("walks", "vae-z20-walk"),
+    ("vae_variants --recipe best", "vae-best"), ("nf_multiscale", "nf-multiscale"),
+    ("walks", "vae-z20-walk"),
     ("evaluate", "comparison"), ("study", "study"), ("benchmark", "benchmark")])
 def test_a_flag_is_in_the_name_of_a_run_if_it_changes_a_number(command, plain):
     script, *base = command.split()
@@ -252,7 +260,8 @@ MODULES = {"a3", *(path.stem for path in CODE.glob("*.py"))}
 ALLOWED = {"a3": {"a3"}, "datasets": {"a3"},
            **{template: {"a3", "datasets"} for template in TEMPLATES},
            "vae_variants": {"a3", "datasets", "a3_vae_template"},
-           **{script: {"a3", "datasets", "vae_variants", *TEMPLATES}
+           "nf_multiscale": {"a3", "datasets", "a3_nf_template"},
+           **{script: {"a3", "datasets", "vae_variants", "nf_multiscale", *TEMPLATES}
               for script in ("evaluate", "study", "walks", "benchmark")}}
 
 

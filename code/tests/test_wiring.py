@@ -21,6 +21,7 @@ import a3_nf_template as nf
 import a3_vae_template as vae
 import datasets
 import evaluate
+import nf_multiscale
 import vae_variants
 from a3 import figures, judge_classifier, judge_comparison, judge_metrics, vae_figures
 from a3.fetch import sample_digits
@@ -33,13 +34,14 @@ RUNS = {
     "vae_variants": (vae_variants, ["--zdim", "3", "--hidden_dim", "12", "--nll_samples", "4",
                                     "--prior", "flow"]),
     "nf": (nf, ["--n_flows", "1", "--n_hidden", "12", "--iw_samples", "2"]),
+    "nf_multiscale": (nf_multiscale, []),
     "gan": (gan, ["--latent_dim", "8"]),
 }
 # Facts of the machine and the moment, and what the flags say.
 NO_NUMBERS = {"epochs", "epoch_seconds", "train_seconds", "seconds", "snapshot_epochs", "flags",
               "seed", "data", "device", "vector_instructions", "precision", "versions", "commit",
-              "date", "evaluated", "nll_samples", "test_iw_samples", "samples", "epoch"}
-COUNT = re.compile("active_units|accuracy|share|classes_found")  # may be the same by chance
+              "date", "evaluated", "parameters", "nll_samples", "test_iw_samples", "samples", "epoch"}
+COUNT = re.compile("active_units|wrong|accuracy|share|classes_found")  # may be the same by chance
 # Numbers that do not carry the name of their splits.
 OF = {
     "untrained_elbo_nats": {"val"}, "untrained_bits_per_dim": {"val"},
@@ -59,6 +61,9 @@ def small():
         patch.setattr(judge_classifier, "EPOCHS", 2)
         patch.setattr(judge_metrics, "SUBSETS", 2)
         patch.setattr(gan, "EVALUATION_SAMPLES", 200)
+        patch.setattr(nf_multiscale, "ROUND_TRIPS", 20)
+        for name, value in (("COARSE", 8), ("FINE", 8), ("COARSE_BLOCKS", 1), ("FINE_BLOCKS", 1)):
+            patch.setattr(nf_multiscale, name, value)
         yield
 
 
