@@ -40,7 +40,8 @@ RUNS = {
 # Facts of the machine and the moment, and what the flags say.
 NO_NUMBERS = {"epochs", "epoch_seconds", "train_seconds", "seconds", "snapshot_epochs", "flags",
               "seed", "data", "device", "vector_instructions", "precision", "versions", "commit",
-              "date", "evaluated", "parameters", "nll_samples", "test_iw_samples", "samples", "epoch"}
+              "date", "evaluated", "parameters", "nll_samples", "test_iw_samples", "samples",
+              "epoch"}
 COUNT = re.compile("active_units|wrong|accuracy|share|classes_found")  # may be the same by chance
 # Numbers that do not carry the name of their splits.
 OF = {
