@@ -33,35 +33,39 @@ from a3.gan_figures import (
     save_training_figures,
     save_update,
 )
-from a3.gan_losses import LOSSES, PENALTY_WEIGHT, gradient_penalty
+from a3.gan_losses import LOSSES, MinibatchDeviation, penalties
 from a3.judge_classifier import judge_samples, trained_classifier
 from a3.runs import Run, RunError, images_in, one_cycle, random_stream
 from datasets import RandomShift, mnist
 
-EPOCHS = 200
 EVALUATION_SAMPLES = 10_000
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake", "d_fake_after", "d_accuracy")
-# Our recipe and the course's: learning rate, whether it follows one cycle, Adam's betas, pixels
-# by which D's images are shifted, decay of the exponential average of G's weights.
+# Our recipe and the course's: three flags; whether the rate follows one cycle; Adam's betas;
+# pixels by which D's images are shifted; decay of the exponential average of G's weights; images
+# whose deviation D sees; weight of R1, and at every which update it is taken.
 RECIPES = {
-    "default": {"lr": 5e-4, "one_cycle": True, "betas": (0.5, 0.999), "shift": 1, "ema": 0.999},
-    "template": {"lr": 2e-4, "one_cycle": False, "betas": (0.9, 0.999), "shift": 0, "ema": None},
+    "default": {"epochs": 100, "precision": "auto", "lr": 5e-4, "one_cycle": True,
+                "betas": (0.0, 0.999), "shift": 1, "ema": 0.999, "group": 16, "r1": (0.02, 4)},
+    "template": {"epochs": 200, "precision": "float32", "lr": 2e-4, "one_cycle": False,
+                 "betas": (0.9, 0.999), "shift": 0, "ema": None, "group": 0, "r1": (0.0, 1)},
 }
 
 
 def parse_args(argv: Sequence[str] | None = None):
     """Parse the flags of the command line."""
-    parser = flags("Train a GAN on MNIST.", epochs=EPOCHS, lr=5e-4, batch_size=64,
+    defaults = {name: {key: recipe[key] for key in ("epochs", "precision", "lr")}
+                for name, recipe in RECIPES.items()}
+    parser = flags("Train a GAN on MNIST.", **defaults["default"], batch_size=64,
                    sources=("mnist", "sample"), epochs_alias="--n_epochs")
     add = parser.add_argument
     add("--latent_dim", type=positive_int, default=100, metavar="D", help="dimensions of z")
     add("--loss", choices=LOSSES, default="nonsaturating", help="objectives of D and G")
     add("--recipe", choices=RECIPES, default="default",
-        help="`default` (ours) or `template` (the course's); sets --lr, schedule, betas, shifts, "
-             "average")
+        help="`default` (ours) or `template` (the course's); sets --n_epochs, --precision, --lr "
+             "and what RECIPES names")
     add("--save_interval", type=positive_int, default=None, metavar="N",
         help="also write 25 samples every N updates (None: never)")
-    return parse(parser, argv, {name: {"lr": recipe["lr"]} for name, recipe in RECIPES.items()})
+    return parse(parser, argv, defaults)
 
 
 # Mathematics -------------------------------------------------------------------------------------
@@ -116,16 +120,16 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D: an image to the probability that it is real, through 512 and 256 units."""
 
-    def __init__(self, shift: int = 0):
+    def __init__(self, shift: int = 0, group: int = 0):
         super().__init__()
         self.net = nn.Sequential(
             RandomShift(shift),
             nn.Linear(784, 512), nn.LeakyReLU(0.2),
-            nn.Linear(512, 256), nn.LeakyReLU(0.2),
-            nn.Linear(256, 1))
+            nn.Linear(512, 256), nn.LeakyReLU(0.2), MinibatchDeviation(group),
+            nn.Linear(257 if group else 256, 1))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of D(x), (B, 1), for images x (B, 784) in [-1, 1]."""
+        """Return the logits of D(x), (..., B, 1), for images x (..., B, 784) in [-1, 1]."""
         return self.net(x).to(x.dtype)
 
     def forward(self, img: Tensor) -> Tensor:
@@ -134,21 +138,17 @@ class Discriminator(nn.Module):
 
 
 class GAN(nn.Module):
-    """Both players, the name of their objectives, and an average of G's weights if ``ema``.
+    """Both players, their objectives, and an average of G's weights if the recipe has one."""
 
-    Args:
-        shift: pixels by which D's images are shifted in training.
-        ema: decay of the exponential average of G's weights.
-    """
-
-    def __init__(self, latent_dim: int = 100, loss: str = "nonsaturating", shift: int = 0,
-                 ema: float | None = None):
+    def __init__(self, latent_dim: int = 100, loss: str = "nonsaturating",
+                 recipe: str = "template"):
         super().__init__()
-        self.loss = loss
+        chosen = RECIPES[recipe]
+        self.loss, self.r1 = loss, chosen["r1"]
         self.generator = Generator(latent_dim)
-        self.discriminator = Discriminator(shift)
-        self.average = None if ema is None else AveragedModel(
-            self.generator, multi_avg_fn=get_ema_multi_avg_fn(ema))
+        self.discriminator = Discriminator(chosen["shift"], chosen["group"])
+        self.average = None if chosen["ema"] is None else AveragedModel(
+            self.generator, multi_avg_fn=get_ema_multi_avg_fn(chosen["ema"]))
 
     def sampler(self, seed: int) -> Generator:
         """Return what to draw from: G's average, with batch statistics of its own, or G itself."""
@@ -164,7 +164,8 @@ class GAN(nn.Module):
 # Training ----------------------------------------------------------------------------------------
 
 def update(x: Tensor, z: Tensor, discriminator: Discriminator, generator: Generator,
-           optimizer_G, optimizer_D, loss: str, bfloat16: bool = False) -> Tensor:  # noqa: N803
+           optimizer_G, optimizer_D, loss: str, bfloat16: bool = False,  # noqa: N803
+           r1_weight: float = 0.0) -> Tensor:
     """Take one step of D on its objective, then one of G on its own; return their measures."""
     d_loss, g_loss = LOSSES[loss]
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16)
@@ -172,12 +173,9 @@ def update(x: Tensor, z: Tensor, discriminator: Discriminator, generator: Genera
     # D minimises L_D(D(x), D(fake)), with fake a constant.
     with autocast:
         fake = generator(z)  # (B, 784)
-        both_a = discriminator.logits(torch.cat((x, fake.detach())))  # (2 B, 1)
-        real_a, fake_a = both_a.chunk(2)  # 2 x (B, 1)
+        real_a, fake_a = discriminator.logits(torch.stack((x, fake.detach())))  # 2 x (B, 1)
         d_value = d_loss(real_a, fake_a)
-        penalty = 0.0
-        if loss == "wasserstein":
-            penalty = PENALTY_WEIGHT * gradient_penalty(discriminator.logits, x, fake.detach())
+        penalty = penalties(loss, discriminator.logits, x, fake.detach(), r1_weight)
     optimizer_D.zero_grad()
     (d_value + penalty).backward()
     optimizer_D.step()
@@ -202,15 +200,19 @@ def averages(sums: list[Tensor]) -> dict[str, float]:
 
 
 def train(dataloader, discriminator: Discriminator, generator: Generator, optimizer_G,  # noqa: N803
-          optimizer_D, loss: str = "nonsaturating", bfloat16: bool = False  # noqa: N803
-          ) -> dict[str, float]:
-    """Train for one epoch; return the MEASURES, averaged over the images as they were trained."""
+          optimizer_D, loss: str = "nonsaturating", bfloat16: bool = False,  # noqa: N803
+          r1: tuple[float, int] = (0.0, 1)) -> dict[str, float]:
+    """Train for one epoch; return the MEASURES, averaged over the images as they were trained.
+
+    Of r1 = (weight, n), every n-th update has the penalty, n times as strong (Karras et al. 2020).
+    """
     discriminator.train()
     generator.train()
     optimizers, sums = (optimizer_G, optimizer_D), []
-    for x in images_in(dataloader):  # (B, 784) in [-1, 1]
+    for i, x in enumerate(images_in(dataloader)):  # (B, 784) in [-1, 1]
         z = torch.randn(len(x), generator.latent_dim, device=x.device)
-        sums.append(update(x, z, discriminator, generator, *optimizers, loss, bfloat16))
+        r1_weight = 0.0 if i % r1[1] else r1[0] * r1[1]
+        sums.append(update(x, z, discriminator, generator, *optimizers, loss, bfloat16, r1_weight))
     return averages(sums)
 
 
@@ -243,16 +245,15 @@ def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) ->
     if optimizer is None:
         train_loss = validate(traindata, *players, model.loss)
     else:
-        train_loss = train(traindata, *players, *optimizer, model.loss, bfloat16)
+        train_loss = train(traindata, *players, *optimizer, model.loss, bfloat16, model.r1)
 
     return train_loss, validate(valdata, *players, model.loss)
 
 
 def optimizers(model: GAN, args) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Return G's and D's optimizer, with the recipe's betas."""
-    betas = RECIPES[args.recipe]["betas"]
-    return tuple(torch.optim.Adam(player.parameters(), lr=args.lr, betas=betas, fused=True)
-                 for player in (model.generator, model.discriminator))
+    return tuple(torch.optim.Adam(player.parameters(), args.lr, RECIPES[args.recipe]["betas"],
+                                  fused=True) for player in (model.generator, model.discriminator))
 
 
 def fit(run: Run, model: nn.Module, data, optimizer) -> None:
@@ -286,8 +287,7 @@ def fit(run: Run, model: nn.Module, data, optimizer) -> None:
 
 def evaluate(run: Run, generator: Generator, classifier, val, test) -> dict:
     """Return the final numbers: the last epoch's, and how the classifier judges the samples."""
-    noise = random_stream(run.args.seed, "test")
-    samples = grey(generator.sample(EVALUATION_SAMPLES, noise))  # (N, 784)
+    samples = grey(generator.sample(EVALUATION_SAMPLES, random_stream(run.args.seed, "test")))
     return {**{key: run.history[-1][key] for key in MEASURES},
             **judge_samples(classifier, samples, val.images / 255, test.images / 255)}
 
@@ -303,8 +303,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
                        "batch normalisation cannot train; give another")
     method = "gan" if args.recipe == "default" else f"gan-{args.recipe}"
     run = Run(run_name(method, args, train.source, "mnist", named=["recipe"]), args, train.source)
-    recipe = RECIPES[args.recipe]
-    model = GAN(args.latent_dim, args.loss, recipe["shift"], recipe["ema"]).to(run.device)
+    model = GAN(args.latent_dim, args.loss, args.recipe).to(run.device)
     fit(run, model, data, optimizers(model, args))
     save_training_figures(run)
     run.reload()

@@ -94,14 +94,15 @@ class RandomShift(nn.Module):
         self.register_buffer("moves", shift_table(pixels), persistent=False)  # (M, 784)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return images x (B, 784), shifted; a CPU generator makes the draw repeatable."""
+        """Return images x (..., 784), shifted; a CPU generator makes the draw repeatable."""
         if not self.training or len(self.moves) == 1:
             return x
+        shape, x = x.shape, x.flatten(end_dim=-2)
         draw = torch.randint(len(self.moves), (len(x),), generator=generator)
         if self.share < 1:
             unmoved = torch.rand(len(x), generator=generator) >= self.share
             draw[unmoved] = len(self.moves) // 2  # the move by (0, 0)
-        return x.gather(1, self.moves[draw.to(x.device)])
+        return x.gather(1, self.moves[draw.to(x.device)]).reshape(shape)
 
 
 def shift_table(pixels: int, side: int = 28) -> Tensor:

@@ -97,8 +97,7 @@ def load_gan(args: argparse.Namespace) -> Trained:
     """Return the GAN's generator, the averaged one if the recipe has it."""
     state, results = finished_run(args.gan, args.out, "a3_gan_template.py", "latent_dim")
     flags = state["flags"]
-    recipe = gan.RECIPES[flags["recipe"]]
-    model = gan.GAN(flags["latent_dim"], flags["loss"], recipe["shift"], recipe["ema"])
+    model = gan.GAN(flags["latent_dim"], flags["loss"], flags["recipe"])
     model.load_state_dict(state["kept"]["model"])
     generator = model.to(args.device).sampler(flags["seed"]).eval()
     return Trained(results, generator, lambda n, noise: grey(generator.sample(n, noise)), None,

@@ -1,15 +1,16 @@
-"""The objectives that a GAN can be trained with, as pure functions of D's logits.
+"""The objectives that a GAN can be trained with, and what steadies its training.
 
-Every loss is minimised. A logit is D's output before the sigmoid, (B, 1): real_a of real images
-and fake_a of generated ones; D = sigmoid(a) is the probability of being real. Hinge, least
-squares and Wasserstein use the logit itself as a score; a sigmoid of it then means nothing.
+Every loss is a pure function of D's logits, and minimised. A logit is D's output before the
+sigmoid, (B, 1): real_a of real images and fake_a of generated ones; D = sigmoid(a) is the
+probability of being real. Hinge, least squares and Wasserstein use the logit itself as a score; a
+sigmoid of it then means nothing.
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 PENALTY_WEIGHT = 10.0  # of Gulrajani et al. (2017), algorithm 1
 
@@ -74,6 +75,51 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, fake: Tensor
     between = torch.lerp(x, fake, share).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return ((gradient.norm(dim=1) - 1) ** 2).mean()
+
+
+def r1_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return E[|grad a(x)|^2] / 2 at real images x (B, 784) (Mescheder et al. 2018, eq. 9).
+
+    It keeps D flat around the data, so that G comes to rest there.
+    """
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return 0.5 * (gradient**2).sum(dim=1).mean()
+
+
+def penalties(loss: str, critic: Callable[[Tensor], Tensor], x: Tensor, fake: Tensor,
+              r1_weight: float) -> Tensor | float:
+    """Return what D's objective adds to its loss: Wasserstein's penalty, R1 if it has weight."""
+    total = PENALTY_WEIGHT * gradient_penalty(critic, x, fake) if loss == "wasserstein" else 0.0
+    return total + (r1_weight * r1_penalty(critic, x) if r1_weight else 0.0)
+
+
+class MinibatchDeviation(nn.Module):
+    """Append one feature: how much a group of images differs, the same for all of them.
+
+        s = mean over features f of sqrt(var_group(h_f) + 1e-8)
+
+    A generator that leaves out a class, or draws one image again and again, then shows in every
+    group (Karras et al. 2018, "Progressive growing of GANs", section 3). So D(x) is the answer
+    for an image *among others*: of one alone, or of copies, s is (nearly) 0.
+
+    Args:
+        group: neighbouring images compared; if they do not divide the batch, all of it is one
+            group. 0 leaves the features as they are.
+    """
+
+    def __init__(self, group: int):
+        super().__init__()
+        self.group = group
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map features (..., B, F) to (..., B, F + 1); batches before the last two stay apart."""
+        if not self.group:
+            return h
+        size = self.group if h.shape[-2] % self.group == 0 else h.shape[-2]
+        groups = h.float().unflatten(-2, (-1, size))  # (..., B / size, size, F)
+        s = (groups.var(dim=-2, correction=0) + 1e-8).sqrt().mean(dim=-1, keepdim=True)
+        return torch.cat((h, s.to(h).repeat_interleave(size, dim=-2)), dim=-1)
 
 
 # Name: the loss of D, the loss of G.

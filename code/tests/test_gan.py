@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import a3_gan_template as gan
 from a3 import gan_figures, gan_losses
@@ -91,8 +92,9 @@ def one_epoch(recipe: str, out: Path, *argv: str) -> tuple[GAN, tuple, list]:
     args = gan.parse_args(["--recipe", recipe, "--latent_dim", "8", "--epochs", "1",
                            "--device", "cpu", "--out", str(out), *argv])
     torch.manual_seed(0)
-    shift, ema = (gan.RECIPES[recipe][key] for key in ("shift", "ema"))
-    model, seen = GAN(8, shift=shift, ema=ema and 0.5), []
+    model, seen = GAN(8, recipe=recipe), []
+    if model.average is not None:
+        model.average.multi_avg_fn = get_ema_multi_avg_fn(0.5)
     optimizer = gan.optimizers(model, args)
     optimizer[0].register_step_post_hook(
         lambda *_: seen.append(model.generator.net[0].weight.detach().clone()))
@@ -112,7 +114,7 @@ def test_the_average_follows_the_weights_and_gets_its_own_statistics(tmp_path):
     for one in optimizer:
         rates = one.param_groups[0]["lr"], other.param_groups[0]["lr"]
         assert rates[0] == rates[1], rates
-        assert one.param_groups[0]["betas"] == (0.5, 0.999)
+        assert one.param_groups[0]["betas"] == (0.0, 0.999)
 
     generator = model.sampler(seed=3)
     z = torch.randn(10_000, 8, generator=random_stream(3, "statistics"))
@@ -136,6 +138,30 @@ def test_samples_between_epochs_change_nothing_that_is_trained(tmp_path):
     assert all(map(torch.equal, plain.state_dict().values(), often.state_dict().values()))
     drawn = {file.name for file in (tmp_path / "figures").glob("*update*")}
     assert drawn == {f"test-partial-update-00000{i}.png" for i in (1, 2)}, drawn
+
+
+def test_d_sees_real_and_generated_images_apart_each_among_its_own():
+    """Its logits are those of both batches alone, and depend on the rest of an image's group."""
+    torch.manual_seed(0)
+    D = Discriminator(group=4).eval()  # noqa: N806
+    x, fake = torch.randn(2, 6, 784)
+    for logits, alone in zip(D.logits(torch.stack((x, fake))), (x, fake), strict=True):
+        assert torch.allclose(logits, D.logits(alone), atol=1e-6)
+    copies = x[:1].expand(6, 784)
+    assert not torch.allclose(D.logits(copies)[0], D.logits(x)[0], atol=1e-4)
+
+
+def test_every_so_many_updates_pay_the_gradient_penalty_for_all(monkeypatch):
+    weights = []
+    monkeypatch.setattr(gan, "penalties", lambda *arguments: weights.append(arguments[-1]) or 0.0)
+    gan.train(pixels(80, batch_size=16), **players(), r1=(0.5, 3))
+    assert weights == [1.5, 0.0, 0.0, 1.5, 0.0]
+    model = GAN(8, recipe="default")
+    optimizer = gan.optimizers(model, gan.parse_args(["--device", "cpu"]))
+    weights.clear()
+    gan.run_epoch(model, (pixels(80, batch_size=16), pixels(16)), optimizer)
+    weight, every = gan.RECIPES["default"]["r1"]
+    assert weights == [weight * every * (i % every == 0) for i in range(5)] and weight > 0
 
 
 # Contracts -------------------------------------------------------------------------------------

@@ -64,3 +64,62 @@ def test_the_gradient_penalty_of_a_linear_critic_is_that_of_its_weight():
     penalty.backward()
     expected = 2 * (norm - 1) * critic.weight.detach() / norm
     assert torch.allclose(critic.weight.grad, expected)
+
+
+def test_r1_of_a_linear_critic_is_half_its_squared_weight_and_pulls_it_to_zero():
+    critic = nn.Linear(784, 1).double()
+    penalty = gan_losses.r1_penalty(critic, torch.randn(5, 784, dtype=torch.float64))
+    weight = critic.weight.detach()
+    assert torch.allclose(penalty, 0.5 * (weight**2).sum())
+    penalty.backward()
+    assert torch.allclose(critic.weight.grad, weight)
+
+
+def test_r1_is_taken_at_real_images():
+    """Of a quadratic critic the gradient is the image itself."""
+    x = torch.randn(6, 784, dtype=torch.float64)
+    penalty = gan_losses.r1_penalty(lambda y: 0.5 * (y**2).sum(dim=1, keepdim=True), x)
+    assert torch.allclose(penalty, 0.5 * (x**2).sum(dim=1).mean())
+
+
+@pytest.mark.parametrize(("loss", "r1_weight"), [("hinge", 0.0), ("hinge", 0.3),
+                                                 ("wasserstein", 0.0), ("wasserstein", 0.3)])
+def test_penalties_are_those_of_the_objective(loss, r1_weight):
+    critic = nn.Linear(784, 1).double()
+    x, fake = torch.randn(2, 5, 784, dtype=torch.float64)
+    norm = critic.weight.detach().norm()
+    expected = 10 * (norm - 1) ** 2 * (loss == "wasserstein") + r1_weight * norm**2 / 2
+    found = torch.as_tensor(gan_losses.penalties(loss, critic, x, fake, r1_weight)).detach()
+    assert math.isclose(float(found), float(expected), rel_tol=1e-9, abs_tol=1e-12)
+
+
+# Minibatch deviation -----------------------------------------------------------------------------
+
+def test_the_deviation_of_a_known_batch():
+    """Two features with deviations 1 and 3 in the first group, 0 and 2 in the second."""
+    h = torch.tensor([[1.0, 0.0], [3.0, 6.0], [5.0, 1.0], [5.0, 5.0]])
+    seen = gan_losses.MinibatchDeviation(2)(h)
+    assert torch.equal(seen[:, :2], h)
+    assert torch.allclose(seen[:, 2], torch.tensor([2.0, 2.0, 1.0, 1.0]), atol=1e-4)
+
+
+def test_copies_have_no_deviation_and_without_a_group_nothing_changes():
+    h = torch.randn(1, 7).expand(8, 7)
+    assert gan_losses.MinibatchDeviation(4)(h)[:, 7].max() < 2e-4
+    assert gan_losses.MinibatchDeviation(0)(h) is h
+
+
+def test_an_incomplete_batch_is_one_group_and_stacked_batches_stay_apart():
+    h = torch.randn(2, 6, 5)
+    seen = gan_losses.MinibatchDeviation(4)(h)
+    for part, one in zip(seen, h, strict=True):
+        expected = one.std(dim=0, correction=0).mean()
+        assert torch.allclose(part[:, 5], expected.expand(6), atol=1e-5)
+    assert not torch.allclose(seen[0, 0, 5], seen[1, 0, 5])
+
+
+def test_the_deviation_in_bfloat16_is_computed_in_float32():
+    h = 100 + torch.randn(16, 64)
+    seen = gan_losses.MinibatchDeviation(16)(h.bfloat16())
+    expected = h.bfloat16().float().std(dim=0, correction=0).mean()
+    assert seen.dtype == torch.bfloat16 and abs(seen[0, -1] - expected) < 0.01 * expected

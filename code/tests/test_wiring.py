@@ -194,8 +194,7 @@ def test_the_gan_plays_with_normal_noise_and_training_images(use, digits, tmp_pa
         error = 5 * math.sqrt({1: 1, 2: 2, 3: 15, 4: 96}[moment] / len(z))
         assert abs((z**moment).mean() - value) < error, moment
     assert z.abs().max() > 2.5  # uniform noise of this variance ends at 1.73
-    real = [x[:32] for x in judged if len(x) == 64]  # with as many generated ones behind them
-    fake = [x[32:] for x in judged if len(x) == 64]
+    real, fake = zip(*(x for x in judged if x.dim() == 3), strict=True)  # what D learns from
     own = {x.numpy().tobytes() for x in digits[0][0]}
     grey = [((torch.cat(x) + 1) * 127.5).round().to(torch.uint8) for x in (real, fake)]
     assert {x.numpy().tobytes() for x in grey[0]} == own
@@ -218,6 +217,8 @@ def test_a_recipe_is_what_the_game_is_played_with(recipe, use, tmp_path, monkeyp
     (model,) = models
     moves = (2 * chosen["shift"] + 1) ** 2
     assert len(model.discriminator.net[0].moves) == moves
+    assert model.discriminator.net[5].group == chosen["group"]
+    assert model.r1 == chosen["r1"]
     for player, network in zip(players, (model.generator, model.discriminator), strict=True):
         (group,) = player.param_groups
         assert group["betas"] == chosen["betas"]
