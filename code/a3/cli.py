@@ -9,13 +9,13 @@
 
 Errors in flags, data and files end in one line that names the flag or the file, what came and what
 was expected (for flags after the usage): exit status 2 for flags, 1 for data and runs, 130 after
-Ctrl-C.
+Ctrl-C, 143 after SIGTERM.
 """
 
 import argparse
 import contextlib
+import functools
 import hashlib
-import math
 import os
 import re
 import sys
@@ -26,36 +26,17 @@ from typing import TextIO
 import torch
 
 from a3.fetch import DataError, Source
-from a3.records import expand_home
-from a3.runs import NOT_METHOD, Interrupted, RunError
+from a3.interrupts import listening
+from a3.records import RunError, expand_home
+from a3.runs import NOT_METHOD, Interrupted, how_to_go_on
 
 SEED = 42
 LONGEST_NAME = 160  # characters of a run's name; file systems allow 255 with all that is added
-
-
-def positive_int(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
-
-
-def positive_float(text: str) -> float:
-    """Parse a finite number above 0."""
-    return _number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
-
-
-def non_negative_float(text: str) -> float:
-    """Parse a finite number of at least 0."""
-    return _number(text, float, lambda value: 0 <= value < math.inf, "a number of at least 0")
-
-
-def share(text: str) -> float:
-    """Parse a number from 0 to below 1."""
-    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-
-
-def seed_int(text: str) -> int:
-    """Parse a seed that every generator accepts."""
-    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number of at least 0")
+LONGEST_LINE = 400  # characters of a message about flags
+LONGEST_SHOWN = 40  # characters of a wrong value in a message
+# What PyTorch says when there is no memory, on any device.
+NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|failed to allocate",
+                       re.IGNORECASE)
 
 
 def _number(text: str, kind: Callable, good: Callable, expected: str):
@@ -64,18 +45,58 @@ def _number(text: str, kind: Callable, good: Callable, expected: str):
     except ValueError:
         value = None
     if value is None or not good(value):
-        raise argparse.ArgumentTypeError(f"'{text}' is not {expected}")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not {expected}")
     return value
+
+
+def _shown(text: str) -> str:
+    """Return a text that came in quotes, on one line, and not too long."""
+    return repr(text) if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]!r}..."
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return what parses a whole number from ``low`` to ``high``."""
+    return functools.partial(_number, kind=int, good=lambda value: low <= value <= high,
+                             expected=f"a whole number from {low:,} to {high:,}")
+
+
+def real(low: float, high: float, below: bool = False) -> Callable[[str], float]:
+    """Return what parses a number from ``low``, or from above it, to ``high``, or below it."""
+    return functools.partial(_number, kind=float, good=lambda value: (
+        low <= value < high if below else low <= value <= high),
+        expected=f"a number from {low:g} to {'below ' * below}{high:g}")
+
+
+# All bounds of numbers, far above what is of use: no machine can do more, or a float cannot.
+positive_int = whole(1, 1_000_000)
+units = whole(1, 10_000)  # of a layer or a code
+seed_int = whole(0, 2**63 - 1)  # what every generator accepts
+positive_float = real(1e-12, 1000)
+non_negative_float = real(0, 1_000_000)
+share = real(0, 1, below=True)
 
 
 def folder(text: str) -> Path:
     """Parse the path of a folder; "~" is the home folder, whether or not the shell knew."""
+    try:
+        path = expand_home(text)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            path.stat()  # is it a path at all?
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(
+            f"{_shown(text)} cannot be a folder ({reason})") from None
     if not text:
         raise argparse.ArgumentTypeError("'' is not a folder")
-    try:
-        return expand_home(text)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
+
+
+def run_label(text: str) -> str:
+    """Parse the name of a run, of which files and a folder have their names."""
+    if not re.fullmatch(r"\w[\w.+-]*", text) or len(text) > LONGEST_NAME:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not the name of a run: letters, "
+                                         f"digits and _.+-, at most {LONGEST_NAME} of them")
+    return text
 
 
 def device_name(text: str) -> str:
@@ -104,9 +125,26 @@ def device_name(text: str) -> str:
     return text if kind == "cuda" else kind
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose every complaint is one line."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse what argparse itself stumbles over: "--epochs=--"."""
+        for text in sys.argv[1:] if args is None else args:
+            if re.fullmatch("--[^=]+=--", text):
+                self.error(f"argument {text[:-3]}: '--' is not a value")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str):
+        """Print usage and message, and exit with status 2."""
+        message = " ".join(message.split())
+        super().error(message if len(message) <= LONGEST_LINE else
+                      f"{message[:LONGEST_LINE]}...")
+
+
 def tool_flags(description: str, sources: tuple[str, ...] = ()) -> argparse.ArgumentParser:
     """Return a parser with the flags that every script has, those that train nothing included."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--device", type=device_name, default="auto",
@@ -216,7 +254,8 @@ class Printer:
 def exit_with(main: Callable) -> None:
     """Run ``main``; errors in data, files and runs end in one line, not in a traceback.
 
-    Exit status: 0, 1 for data and run errors, 130 after Ctrl-C (argparse gives 2 for flags).
+    Exit status: 0, 1 for data and run errors, 130 after Ctrl-C, 143 after SIGTERM (argparse gives
+    2 for flags).
     """
     out, err = Printer(sys.stdout), Printer(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -229,13 +268,25 @@ def exit_with(main: Callable) -> None:
 
 def _exit_with(main: Callable) -> None:
     try:
-        main()
+        with listening():
+            main()
     except Interrupted as stop:
         print(stop)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print("\nstopped")
-        sys.exit(130)
-    except (DataError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(stop.status)
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped{how_to_go_on()}")
+        sys.exit(getattr(stop, "status", 130))
+    except (DataError, RunError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error}{how_to_go_on()}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
+            raise
+        _fail("there is not enough memory; lower --batch_size, the draws at once, or the sizes of "
+              f"the networks{how_to_go_on()}")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)

@@ -1,8 +1,10 @@
 """Results on the disk: written whole or not at all, with the commit that made them."""
 
+import contextlib
 import csv
 import io
 import json
+import math
 import os
 import subprocess
 import uuid
@@ -13,8 +15,13 @@ from pathlib import Path
 import torch
 
 from a3.devices import describe_device
+from a3.interrupts import held
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class RunError(RuntimeError):
+    """A run cannot go on; the message is one line that says what to do."""
 
 
 def expand_home(path: str | Path) -> Path:
@@ -32,34 +39,62 @@ def expand_home(path: str | Path) -> Path:
 def write_atomically(path: Path, content: bytes | Callable) -> None:
     """Write a file so that a crash leaves either the old file or the new one.
 
-    Of several writers at a time, each writes a file of its own, and the last one's stays.
+    Of several writers at a time, each writes a file of its own, and the last one's stays. Ctrl-C
+    and SIGTERM wait until the end. A folder that is missing is made.
 
     Args:
         content: the bytes, or a function that writes them to an open binary file.
+
+    Raises:
+        OSError: it cannot be written; the message names the path.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content) if isinstance(content, bytes) else content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.write(content) if isinstance(content, bytes) else content(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise OSError(f"'{path}' cannot be written ({error.strerror or error})") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def write_json(path: Path, record: dict) -> None:
-    """Write a record as JSON, a key a line."""
+    """Write a record as JSON, a key a line.
+
+    Raises:
+        RunError: a number is not finite.
+    """
+    _refuse_not_finite(path, record)
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def write_table(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    """Write rows with the same keys as CSV, six significant digits a number."""
+    """Write rows with the same keys as CSV, six significant digits a number.
+
+    Raises:
+        RunError: a number is not finite.
+    """
+    _refuse_not_finite(path, rows)
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in rows)
     write_atomically(path, table.getvalue().encode())
+
+
+def _refuse_not_finite(path: Path, value: object, key: str = "") -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RunError(f"'{path}' is not written: {key} is {value}, and results are finite or "
+                       "null")
+    if isinstance(value, dict | list | tuple):
+        for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_not_finite(path, entry, f"{key}.{name}" if key else str(name))
 
 
 def write_record(path: Path, device: str, **numbers) -> dict:
@@ -70,7 +105,6 @@ def write_record(path: Path, device: str, **numbers) -> dict:
     """
     record = {**numbers, "device": describe_device(device), "torch": str(torch.__version__),
               "commit": commit(), "date": now()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return record
 

@@ -3,21 +3,23 @@
     run = Run("vae-z20", args, source)                     # makes the folders, seeds
     run.keep(model=model, optimizer=optimizer)             # what a checkpoint holds
     run.resume()                                           # with --resume: load the last one
-    with run.training(save_training_figures):              # Ctrl-C ends here; whole epochs stay
+    with run.training(save_training_figures):              # a stop ends here; whole epochs stay
         for epoch in run.epochs():                         # 0 is the untrained model
             run.record("train 101.2, val 99.9", val_elbo_nats=99.9)     # table and progress
     run.reload()                                           # evaluate what is on the disk
     run.finish(test_elbo_nats=99.1)                        # report/results/<run>.json and .csv
 
 Until ``finish``, tables and figures have "partial" in their names, so an unfinished run does not
-overwrite a finished one's (its checkpoint it does). Nothing here knows about a method: scripts
-name their numbers.
+overwrite a finished one's; a fresh run sets an earlier one's checkpoint aside. Nothing here knows
+about a method: scripts name their numbers.
 """
 
 import argparse
 import contextlib
+import glob
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -33,20 +35,31 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
+from a3 import checkpoints
 from a3.devices import backend, describe_device, multiplies_bfloat16
 from a3.fetch import Source
-from a3.records import REPOSITORY, commit, now, write_atomically, write_json, write_table
+from a3.interrupts import held
+from a3.records import REPOSITORY, RunError, commit, now, write_json, write_table
 
 # Flags left out of a run's name; they may differ when it is resumed.
 NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval", "changed"}
-
-
-class RunError(RuntimeError):
-    """A run cannot go on; the message is one line that says what to do."""
+LOSSES = ("_elbo_nats", "_bits_per_dim")  # what the names of losses in units end in
+DIVERGED = 10  # times worse than the untrained model
 
 
 class Interrupted(RunError):
-    """Ctrl-C, after everything was saved; the message says how to go on."""
+    """Ctrl-C or SIGTERM, after everything was saved; the message says how to go on."""
+
+    def __init__(self, message: str, stop: KeyboardInterrupt | None = None):
+        super().__init__(message)
+        self.status = getattr(stop, "status", 130)
+
+
+def how_to_go_on() -> str:
+    """Return what to say at the end of an unfinished run; nothing if there is none."""
+    return "" if Run.unfinished is None else (
+        "; to go on, give the same command with --resume: it trains nothing anew that is in "
+        f"'{Run.unfinished.checkpoint}'")
 
 
 def method_flags(args: argparse.Namespace) -> dict:
@@ -108,6 +121,8 @@ class Run:
         moments: the epochs at which to draw: start, quarter, half, three quarters, end.
     """
 
+    unfinished: "Run | None" = None  # the last run with a checkpoint and without results
+
     def __init__(self, name: str, args: argparse.Namespace, source: Source):
         self.name, self.args, self.source = name, args, source
         self.device = args.device
@@ -120,6 +135,8 @@ class Run:
         self.checkpoint = (args.out or REPOSITORY) / "checkpoints" / name / "last.pt"
         for folder in (self.folder, self.results, self.checkpoint.parent):
             _make_writable(folder)
+        checkpoints.own(self.checkpoint.parent)
+        self._look_for_what_is_in_the_way()
         self.history: list[dict[str, float]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.moments = sorted({round(args.epochs * part / 4) for part in range(5)})
@@ -153,7 +170,7 @@ class Run:
         """
         if not self.args.resume:
             return
-        if not self.checkpoint.exists():
+        if not any(map(os.path.lexists, (self.checkpoint, self._before()))):
             print(f"no checkpoint at '{self.checkpoint}' yet: starting from the beginning")
             return
         here, there = self.provenance, self._load()["provenance"]
@@ -163,23 +180,23 @@ class Run:
 
     @contextlib.contextmanager
     def training(self, draw: Callable[["Run"], None]):
-        """Surround the training loop; Ctrl-C ends it after the last whole epoch.
+        """Surround the training loop; Ctrl-C and SIGTERM end it after the last whole epoch.
 
         Args:
             draw: draws the figures of what has been trained.
 
         Raises:
-            Interrupted: the run was stopped by Ctrl-C and has no final numbers.
+            Interrupted: the run was stopped and has no final numbers.
         """
         try:
             yield
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if not self._begun:  # there is nothing of this run yet
                 raise
             self._load()
             draw(self)
-            raise Interrupted(f"\nstopped after epoch {len(self.history) - 1}; to go on, give the "
-                              f"same command with --resume (from '{self.checkpoint}')") from None
+            raise Interrupted(f"\nstopped after epoch {len(self.history) - 1}{how_to_go_on()}",
+                              stop) from None
 
     def epochs(self) -> Iterator[int]:
         """Yield the epochs still to do, 0 (untrained) to ``args.epochs``; save after each."""
@@ -198,7 +215,8 @@ class Run:
             shown: the numbers to watch, in words.
 
         Raises:
-            RunError: a number is not finite; the last checkpoint stays as it is.
+            RunError: a number is not finite, or the run diverged; the last checkpoint stays as
+                it is.
         """
         epoch, seconds = len(self.history), time.perf_counter() - self._clock
         self._check(numbers, f"in epoch {epoch}")
@@ -223,8 +241,16 @@ class Run:
                 if epoch in self.snapshots]
 
     def reload(self) -> None:
-        """Load everything kept from the checkpoint on the disk, which is then evaluated."""
+        """Load everything kept from the checkpoint on the disk, which is then evaluated.
+
+        Raises:
+            RunError: it is damaged, even if the one before is good.
+        """
+        trained = len(self.history)
         self._load()
+        if len(self.history) != trained:
+            raise RunError("the last epochs are to be trained again; give the same command with "
+                           "--resume")
 
     def last_numbers(self) -> dict[str, float]:
         """Return what the last epoch recorded."""
@@ -257,24 +283,57 @@ class Run:
             **self.provenance[-1],
             "date": now(),
         }
+        if "model" in self._kept:
+            results["weights_sha256"] = checkpoints.weights_sha256(
+                self._kept["model"].state_dict())
         if len(self.provenance) > 1:
             results["begun_on"] = self.provenance[:-1]
-        write_table(self.results / f"{self.name}.csv", self.history)
-        self._partial_table().unlink(missing_ok=True)
-        for partial in self.folder.glob(f"{self.name}-partial-*"):
-            partial.replace(partial.with_name(partial.name.replace("-partial", "", 1)))
-        write_json(self.results / f"{self.name}.json", results)
+        with held:
+            write_table(self.results / f"{self.name}.csv", self.history)
+            self._partial_table().unlink(missing_ok=True)
+            for partial in self.folder.glob(f"{self.name}-partial-*"):
+                partial.replace(partial.with_name(partial.name.replace("-partial", "", 1)))
+            write_json(self.results / f"{self.name}.json", results)
+            Run.unfinished = None
+            checkpoints.disown(self.checkpoint.parent)
         print(f"done: {self.results / self.name}.json, figures in {self.folder}", flush=True)
         return results
 
     def _partial_table(self) -> Path:
         return self.results / f"{self.name}-partial.csv"
 
+    def _before(self) -> Path:
+        return self.checkpoint.with_name("previous.pt")
+
+    def _look_for_what_is_in_the_way(self) -> None:
+        """Refuse folders in the place of files, and remove what a killed process left unwritten.
+
+        Raises:
+            RunError: there is a folder where a file will be.
+        """
+        files = [self.checkpoint, self._before(), self._partial_table(),
+                 *(self.results / f"{self.name}.{kind}" for kind in ("json", "csv"))]
+        for file in (*files, *self.folder.glob(f"{self.name}-*.p[dn][fg]")):
+            if file.is_dir():
+                raise RunError(f"the folder '{file}' is in the place of a file that the run will "
+                               "write; move it, or choose another folder with --out")
+        for file in (*files, self.checkpoint.with_name("next.pt")):
+            for left in file.parent.glob(f"{glob.escape(file.name)}.*.tmp"):
+                left.unlink(missing_ok=True)
+
     def _check(self, numbers: dict, when: str) -> None:
+        kept = f"the last good checkpoint is '{self.checkpoint}'"
+        hint = kept if when == "at the end" else f"{kept}; try a lower --lr"
         for key, value in numbers.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise RunError(f"{key} became {value} {when}; the last good checkpoint is "
-                               f"'{self.checkpoint}'; try a lower --lr")
+            if not isinstance(value, float):
+                continue
+            if not math.isfinite(value):
+                raise RunError(f"{key} became {value} {when}; {hint}")
+            loss = next((end for end in LOSSES if key in (f"val{end}", f"test{end}")), None)
+            untrained = self.history[0].get(f"val{loss}") if self.history else None
+            if untrained is not None and value > DIVERGED * abs(untrained):
+                raise RunError(f"{key} is {value:.4g} {when}, of the untrained model "
+                               f"{untrained:.4g}: the training diverged; {hint}")
 
     def _save(self) -> None:
         state = {
@@ -290,11 +349,17 @@ class Run:
         module, which = backend(self.device)
         if module is not torch.cpu:
             state["random"][torch.device(self.device).type] = module.get_rng_state(*which)
-        write_atomically(self.checkpoint, lambda file: torch.save(state, file))
-        self._begun = True
+        for name, value in checkpoints.tensors(state["kept"]):
+            if value.is_floating_point() and not value.isfinite().all():
+                self._check({name: math.nan}, f"in epoch {len(self.history) - 1}")
+        with held:
+            if not self._begun:
+                checkpoints.set_aside(self.checkpoint)
+            checkpoints.write(self.checkpoint, state)
+            self._begun, Run.unfinished = True, self
 
     def _load(self) -> dict:
-        state = _read(self.checkpoint)
+        state = checkpoints.last_good(self.checkpoint)
         try:
             self._refuse_another_run(state)
             for key, part in self._kept.items():
@@ -308,8 +373,8 @@ class Run:
         except RunError:
             raise
         except Exception as error:  # whatever a damaged or foreign file makes torch raise
-            raise _unreadable(self.checkpoint, error) from error
-        self._begun = True
+            raise checkpoints.unreadable(self.checkpoint, error) from error
+        self._begun, Run.unfinished = True, self
         return state
 
     def _refuse_another_run(self, state: dict) -> None:
@@ -333,34 +398,52 @@ def finished_run(name: str, out: Path | None, script: str, flag: str) -> tuple[d
         flag: one that only such runs have.
 
     Raises:
-        RunError: the run is missing, was stopped half-way or is another script's, or its
-            checkpoint is damaged.
+        RunError: the run is missing, was stopped half-way or is another script's, its checkpoint
+            is damaged, or its results are of another checkpoint.
     """
     checkpoint = (out or REPOSITORY) / "checkpoints" / name / "last.pt"
     results = (out or REPOSITORY / "report") / "results" / f"{name}.json"
     for file in (checkpoint, results):
-        if not file.exists():
+        if not file.is_file():
             raise RunError(f"'{file}' is missing: there is no finished run '{name}'; make it with "
                            f"code/{script} --resume, or name another run")
-    state, record = _read(checkpoint), json.loads(results.read_text())
-    if flag not in state.get("flags", ()):
+    state, record = checkpoints.read(checkpoint), _results(results)
+    if flag not in state["flags"]:
         raise RunError(f"the run '{name}' is not one of code/{script}; name another run")
-    if len(state["history"]) != record["epochs"] + 1:
-        raise RunError(f"'{checkpoint}' was stopped after epoch {len(state['history']) - 1} of "
+    last = state["history"][-1]
+    if last["epoch"] != record["epochs"]:
+        raise RunError(f"'{checkpoint}' was stopped after epoch {last['epoch']} of "
                        f"{record['epochs']}; finish it with code/{script} --resume")
+    same = [key for key in record["flags"] if key in state["flags"]
+            and key not in ("precision", "dataset")]  # auto there, what it was here
+    pairs = {"data": (record["data"]["sha256"], state["data"]),
+             **{f"--{key}": (record["flags"][key], state["flags"][key]) for key in same},
+             **{key: (record.get(key, value), value) for key, value in last.items()
+                if key not in ("epoch", "seconds")}}
+    if "weights_sha256" in record:
+        pairs["weights"] = (record["weights_sha256"],
+                            checkpoints.weights_sha256(state["kept"]["model"]))
+    if other := [key for key, (one, another) in pairs.items() if one != another]:
+        raise RunError(f"'{results}' is not of '{checkpoint}' (they differ in "
+                       f"{', '.join(other)}); write it anew with code/{script} --resume")
     return state, record
 
 
-def _read(checkpoint: Path) -> dict:
+def _results(file: Path) -> dict:
+    """Return a run's results.
+
+    Raises:
+        RunError: the file is damaged or foreign.
+    """
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes torch raise
-        raise _unreadable(checkpoint, error) from error
-
-
-def _unreadable(checkpoint: Path, error: Exception) -> RunError:
-    return RunError(f"'{checkpoint}' cannot be read as a checkpoint of this program "
-                    f"({type(error).__name__}); delete it and start again")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record["epochs"], int) or not isinstance(record["flags"], dict) or \
+                not isinstance(record["data"]["sha256"], str):
+            raise ValueError("its parts are other things")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"'{file}' cannot be read as the results of a run "
+                       f"({type(error).__name__}); write it anew with --resume") from error
+    return record
 
 
 def _make_writable(folder: Path) -> None:

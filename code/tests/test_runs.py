@@ -3,6 +3,11 @@
 import csv
 import json
 import math
+import os
+import re
+import shutil
+import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -12,8 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from a3 import runs
+from a3 import checkpoints, cli, runs
 from a3.fetch import Source
+from a3.records import write_atomically
 from a3.runs import Interrupted, Run, RunError, finished_run, one_cycle, random_stream
 from helpers import arguments
 
@@ -22,7 +28,7 @@ SOURCE = Source("bmnist", "test images", "0" * 64)
 
 def draw_curve(run: Run) -> None:
     """Draw what there is: the number of epochs."""
-    run.figure("curve.pdf").write_text(f"{len(run.history)} epochs")
+    write_atomically(run.figure("curve.pdf"), f"{len(run.history)} epochs".encode())
 
 
 def train(out: Path, *more: str, stop: int | None = None, loss=lambda epoch: 1.0,
@@ -108,6 +114,7 @@ def test_resuming_refuses_other_flags_other_data_and_damage(tmp_path, monkeypatc
     with pytest.raises(RunError, match="other data"):
         train(tmp_path, "--resume")
     checkpoint = tmp_path / "checkpoints/test/last.pt"
+    (checkpoint.parent / "previous.pt").unlink()
     for content in (b"damaged", {"foreign": 1}):
         checkpoint.unlink()
         if isinstance(content, bytes):
@@ -149,6 +156,136 @@ def test_ctrl_c_before_the_first_checkpoint_touches_no_older_one(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, "--lr", "0.5", stop=0)
     assert checkpoint.read_bytes() == older and files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_while_a_checkpoint_is_written_waits_until_it_is(tmp_path, monkeypatch, capsys,
+                                                                number, status):
+    save, saved = torch.save, []
+
+    def stopped(state, file):
+        saved.append(1)
+        if len(saved) == 2:
+            signal.raise_signal(number)
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", stopped)
+    with pytest.raises(SystemExit) as stop:
+        cli.exit_with(lambda: train(tmp_path))
+    assert stop.value.code == status
+    assert re.search("stopped after epoch 1; to go on, give the same command with --resume",
+                     capsys.readouterr().out)
+    assert len(checkpoints.read(tmp_path / "checkpoints/test/last.pt")["history"]) == 2
+
+
+def test_a_stop_after_the_training_says_how_to_go_on(tmp_path, capsys):
+    def main(trouble):
+        train(tmp_path, "--resume")
+        raise trouble
+
+    for trouble, stream in ((KeyboardInterrupt(), "out"), (OSError("full"), "err"),
+                            (MemoryError(), "err")):
+        with pytest.raises(SystemExit):
+            cli.exit_with(lambda trouble=trouble: main(trouble))
+        told = getattr(capsys.readouterr(), stream).splitlines()[-1]
+        assert "to go on, give the same command with --resume" in told, told
+
+
+# Damage ------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, bytes, bytes]:
+    """Train once; return the folder and its last two checkpoints."""
+    out = tmp_path_factory.mktemp("trained")
+    train(out)
+    return out, *((out / "checkpoints/test" / name).read_bytes()
+                  for name in ("last.pt", "previous.pt"))
+
+
+@pytest.mark.parametrize("damage", ["bit", "zeros", "cut", "empty", "missing", "longer"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, trained, tmp_path, capsys):
+    """The resumed run ends as the whole one did, whatever befell its last checkpoint."""
+    _, last, previous = trained
+    folder = tmp_path / "checkpoints/test"
+    folder.mkdir(parents=True)
+    (folder / "previous.pt").write_bytes(previous)
+    places = range(0, len(last), 97) if damage == "bit" else [len(last) // 2]
+    for place in places:
+        damaged = {"bit": last[:place] + bytes([last[place] ^ 1]) + last[place + 1:],
+                   "zeros": last[:place] + bytes(64) + last[place + 64:], "cut": last[:place],
+                   "empty": b"", "longer": last + b"0", "missing": None}[damage]
+        (folder / "last.pt").unlink(missing_ok=True)
+        if damaged is not None:
+            (folder / "last.pt").write_bytes(damaged)
+            with pytest.raises(RunError, match="cannot be read as a checkpoint"):
+                checkpoints.read(folder / "last.pt")
+    run = train(tmp_path, "--resume")
+    told = capsys.readouterr().out
+    assert "taking the one before it, after epoch 3" in told and "resumed after epoch 3" in told
+    assert torch.equal(run.weight.bias, checkpoints.read(
+        trained[0] / "checkpoints/test/last.pt")["kept"]["model"]["bias"])
+
+
+@pytest.mark.parametrize(("part", "broken"), [
+    ("history", []), ("history", [{"epoch": 0}]), ("history", "abc"), ("provenance", []),
+    ("provenance", [1]), ("snapshots", {9: {}}), ("snapshots", {0: {"a": 1}}), ("kept", {}),
+    ("random", {}), ("flags", [1]), ("data", None)])
+def test_a_checkpoint_with_foreign_parts_is_refused_in_one_line(part, broken, trained, tmp_path):
+    folder = tmp_path / "checkpoints/test"
+    state = {**checkpoints.read(trained[0] / "checkpoints/test/last.pt"), part: broken}
+    checkpoints.save(state, folder / "last.pt")
+    with pytest.raises(RunError, match="cannot be read as a checkpoint") as error:
+        train(tmp_path, "--resume")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"),
+                                  lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR),
+                                                           50 * 2**30)])
+def test_what_is_no_checkpoint_is_refused_unread(tmp_path, make):
+    make(path := tmp_path / "last.pt")
+    with pytest.raises(RunError, match="cannot be read as a checkpoint"):
+        checkpoints.read(path)
+
+
+def test_a_finished_checkpoint_is_set_aside_by_a_fresh_run(tmp_path, capsys):
+    finish(train(tmp_path))
+    folder = tmp_path / "checkpoints/test"
+    finished = (folder / "last.pt").read_bytes()
+    train_until(2, tmp_path)
+    assert f"an earlier run is kept as '{folder}/epoch-4.pt'" in capsys.readouterr().out
+    train_until(1, tmp_path)
+    assert (folder / "epoch-4.pt").read_bytes() == finished, "nor does a second one lose it"
+    assert {path.name for path in folder.glob("*.pt")} == {"epoch-4.pt", "epoch-1.pt", "last.pt"}
+    (folder / "epoch-4.pt").replace(folder / "last.pt")
+    assert len(train(tmp_path, "--resume").history) == 5
+
+
+# One run, one owner ------------------------------------------------------------------------------
+
+OTHER = """
+import sys; sys.path[:0] = {path!r}
+from pathlib import Path
+import test_runs
+test_runs.Run("test", test_runs.arguments(Path({out!r})), test_runs.SOURCE)
+print("begun", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(checkpoints.fcntl is None, reason="needs the locks of Unix")
+def test_a_second_process_of_one_run_is_refused_until_the_first_has_ended(tmp_path):
+    tests = Path(__file__).parent
+    code = OTHER.format(path=[str(tests), str(tests.parent)], out=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        while other.stdout.readline() not in ("begun\n", ""):
+            pass
+        with pytest.raises(RunError, match=f"being trained by process {other.pid} on ") as error:
+            train(tmp_path)
+        other.kill()
+    assert "\n" not in str(error.value)
+    assert len(train(tmp_path).history) == 5
 
 
 # Until a run has finished ------------------------------------------------------------------------
@@ -256,6 +393,33 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert state["history"][-1]["epoch"] == 2
 
 
+@pytest.mark.parametrize(("key", "fine"), [("val_elbo_nats", False), ("val_bits_per_dim", False),
+                                           ("val_d_loss", True)])
+def test_a_loss_ten_times_that_of_the_untrained_model_stops(tmp_path, key, fine):
+    run = Run("test", arguments(tmp_path), SOURCE)
+    run.record("", **{key: 5.0})
+    run.record("", **{key: 49.0})
+    if fine:
+        run.record("", **{key: 51.0})
+    else:
+        with pytest.raises(RunError, match=f"{key} is 51 in epoch 2, of the untrained model 5: "
+                                           "the training diverged.*lower --lr"):
+            run.record("", **{key: 51.0})
+        with pytest.raises(RunError, match="at the end"):
+            run.finish(**{key.replace("val", "test"): 1e10})
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_weights_that_no_loss_shows_are_not_saved_unless_finite(tmp_path, wrong):
+    run, weight = Run("test", arguments(tmp_path), SOURCE), torch.nn.Linear(1, 1)
+    run.keep(model=weight)
+    with pytest.raises(RunError, match="model.bias became nan in epoch 2; the last good check"):
+        for epoch in run.epochs():
+            run.record("", loss=1.0)
+            weight.bias.data.fill_(wrong if epoch == 2 else 1.0)
+    assert checkpoints.read(run.checkpoint)["history"][-1]["epoch"] == 1
+
+
 def test_a_final_number_that_is_not_finite_is_refused(tmp_path):
     with pytest.raises(RunError, match="test_loss became nan at the end"):
         finish(train(tmp_path), test_loss=float("nan"))
@@ -319,6 +483,7 @@ def test_a_gpu_keeps_its_own_random_numbers_whatever_its_number(tmp_path, monkey
                         lambda random, device: state.update({device: random}))
     run = Run("test", arguments(tmp_path), SOURCE)
     run.device = "cuda:1"
+    run.record("", loss=1.0)
     run._save()
     run.device = "cuda:0"
     run.reload()
@@ -338,6 +503,60 @@ def test_a_finished_run_is_found_and_others_are_refused(tmp_path):
     run.checkpoint.write_bytes(b"damaged")
     with pytest.raises(RunError, match="cannot be read as a checkpoint"):
         finished_run("test", tmp_path, "a.py", "lr")
+
+
+def test_results_of_another_checkpoint_are_refused(tmp_path):
+    """As where the results are committed and the run was only begun, or begun anew."""
+    written = finish(train(tmp_path), test_loss=0.5)
+    file = tmp_path / "results/test.json"
+    others = {"weights": {"weights_sha256": "0" * 64}, "data": {"data": {"sha256": "1"}},
+              "--lr": {"flags": {**written["flags"], "lr": 0.5}}, "step": {"step": 7.0}}
+    for part, other in others.items():
+        file.write_text(json.dumps({**written, **other}))
+        with pytest.raises(RunError, match=rf"is not of '.*last.pt' \(they differ in {part}\)"):
+            finished_run("test", tmp_path, "a.py", "lr")
+    file.write_text(json.dumps(written))
+    train_until(2, tmp_path)
+    with pytest.raises(RunError, match="was stopped after epoch 1 of 4; finish it"):
+        finished_run("test", tmp_path, "a.py", "lr")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"<html>", b"\xff\xfe\0", b'{"epochs": 4}',
+                                     b'{"epochs": "4", "flags": {}, "data": {"sha256": ""}}'])
+def test_results_that_are_damaged_or_foreign_are_refused_in_one_line(trained, content):
+    (trained[0] / "results/test.json").write_bytes(content)
+    with pytest.raises(RunError, match="cannot be read as the results of a run") as error:
+        finished_run("test", trained[0], "a.py", "lr")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["results/test.json", "figures/test-curve.pdf",
+                                  "checkpoints/test/last.pt"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_training(tmp_path, path):
+    (tmp_path / path).mkdir(parents=True)
+    with pytest.raises(RunError, match=f"{path}' is in the place of a file"):
+        Run("test", arguments(tmp_path), SOURCE)
+
+
+def test_folders_that_vanish_during_the_run_are_made_anew(tmp_path):
+    def loss(epoch):
+        if epoch == 3:
+            shutil.rmtree(tmp_path)
+        return 1.0
+
+    finish(train(tmp_path, loss=loss))
+    assert set(files(tmp_path)) == {"test.csv", "test.json", "test-curve.pdf"}
+
+
+def test_what_a_killed_write_left_is_removed_by_the_next_run(tmp_path):
+    left = [tmp_path / name for name in (
+        "checkpoints/test/next.pt.0f.tmp", "results/test.json.0f.tmp")]
+    others = tmp_path / "results/test-seed1.json.0f.tmp"
+    for path in (*left, others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    Run("test", arguments(tmp_path), SOURCE)
+    assert others.exists() and not any(path.exists() for path in left)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
