@@ -20,6 +20,7 @@ import math
 import os
 import re
 import stat
+import threading
 import time
 import urllib.request
 import zlib
@@ -64,8 +65,9 @@ OTHERS = {md5: title for data, title in ((FashionMNIST, "Fashion-MNIST"), (KMNIS
 AMAT_ROW_BYTES = 1568  # 784 digits, each followed by a blank or the newline
 GZIP = b"\x1f\x8b"  # how a packed file begins
 PACKING_BYTES = 1 << 20  # what gzip may add to a file that it cannot compress; much less in fact
-NETWORK_TIMEOUT_S = 15  # for one answer of the server
-DOWNLOAD_LIMIT_S = 600  # for one whole file
+NETWORK_TIMEOUT_S = 15  # for one answer of the server, and for LEAST_BYTES of a file
+LEAST_BYTES = 15_000
+DOWNLOAD_LIMIT_S = 600  # for one whole file, connection and header included
 
 
 class DataError(RuntimeError):
@@ -293,7 +295,7 @@ def _download(urls: list[str], root: Path, name: str) -> bytes:
         with part.open("xb") as file:
             for url in urls:
                 try:
-                    content = _published(_sent(url), name)
+                    content = _published(_sent(url, PUBLISHED[name][0] + PACKING_BYTES), name)
                     break
                 except (OSError, ValueError, HTTPException, DataError) as error:
                     failure = Unavailable(f"download of {url} failed ({_one_line(error)})")
@@ -309,17 +311,37 @@ def _download(urls: list[str], root: Path, name: str) -> bytes:
     return content
 
 
-def _sent(url: str) -> bytes:
-    """Return what a server sends, in a limited time, with a progress bar."""
-    start, chunks = time.monotonic(), []
-    with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_S) as answer, \
-            tqdm(total=int(answer.headers.get("Content-Length", 0)) or None, unit="B",
-                 unit_scale=True, desc=url.rsplit("/", 1)[1], leave=False, disable=None) as bar:
-        while chunk := answer.read(1 << 20):
-            chunks.append(chunk)
-            bar.update(len(chunk))
-            if time.monotonic() - start > DOWNLOAD_LIMIT_S:
-                raise TimeoutError(f"took over {DOWNLOAD_LIMIT_S} s")
+def _sent(url: str, limit: int) -> bytes:
+    """Return what a server sends, ``limit`` bytes at most, in a limited time.
+
+    The exchange has a thread of its own: no timeout of a socket ends one that drips.
+    """
+    chunks: list[bytes] = []
+    failures: list[Exception] = []
+
+    def exchange() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_S) as answer, \
+                    tqdm(total=int(answer.headers.get("Content-Length", 0)) or None, unit="B",
+                         unit_scale=True, desc=url.rsplit("/", 1)[1], leave=False,
+                         disable=None) as bar:
+                while sum(map(len, chunks)) <= limit and (chunk := answer.read1(1 << 20)):
+                    chunks.append(chunk)
+                    bar.update(len(chunk))
+        except Exception as error:  # raised by the thread that waits
+            failures.append(error)
+
+    thread, start = threading.Thread(target=exchange, daemon=True), time.monotonic()
+    thread.start()
+    while thread.is_alive():
+        before = sum(map(len, chunks))
+        thread.join(NETWORK_TIMEOUT_S)
+        if thread.is_alive() and sum(map(len, chunks)) < before + LEAST_BYTES:
+            raise TimeoutError(f"it sent less than {LEAST_BYTES:,} bytes in {NETWORK_TIMEOUT_S} s")
+        if thread.is_alive() and time.monotonic() - start > DOWNLOAD_LIMIT_S:
+            raise TimeoutError(f"took over {DOWNLOAD_LIMIT_S} s")
+    if failures:
+        raise failures[0]
     return b"".join(chunks)
 
 

@@ -1,9 +1,13 @@
 """The data are the named files bit for bit; anything else is refused."""
 
+import contextlib
 import gzip
 import hashlib
 import io
 import os
+import socket
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,9 +139,31 @@ def test_a_download_leaves_the_part_of_another_alone(server):
 
 
 def test_a_download_that_drags_on_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(fetch, "DOWNLOAD_LIMIT_S", -1)
-    with pytest.raises(Unavailable, match="took over -1 s"):
-        bmnist_files(server.root, download=True)
+    """A real server drips header or body, a byte at a time, or sends without end."""
+    monkeypatch.undo()
+    monkeypatch.setattr(fetch, "NETWORK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(fetch, "LEAST_BYTES", 1000)
+    monkeypatch.setattr(fetch, "DOWNLOAD_LIMIT_S", 0.6)
+    head = b"HTTP/1.0 200 OK\r\n\r\n"
+    ways = {"header": (b"HTTP/1.0 200 OK\r\nA: " + b"a" * 10**6, 1, "less than 1,000 bytes"),
+            "body": (head + b"b" * 10**6, 1, "less than 1,000 bytes"),
+            "slow": (head + b"c" * 10**6, 2000, "took over 0.6 s"),
+            "endless": (head + b"d" * 10**7, 10**5, "is not as published")}
+    for sent, size, told in ways.values():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            def drip(listener=listener, sent=sent, size=size):
+                with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                    connection.recv(1000)
+                    for start in range(0, len(sent), size):
+                        connection.sendall(sent[start:start + size])
+                        time.sleep(0.05 if size < 10**5 else 0)
+
+            threading.Thread(target=drip, daemon=True).start()
+            started = time.monotonic()
+            with pytest.raises(Unavailable, match=told):
+                fetch._download([f"http://127.0.0.1:{listener.getsockname()[1]}/a"], server.root,
+                                fetch.BMNIST_FILES[0])
+            assert time.monotonic() - started < 5
     assert not list(server.folder.iterdir())
 
 
