@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from a3.records import write_atomically
+
 TEXT_WIDTH_IN = 5.5  # the NIPS page's
 ZOOM = 3  # each pixel becomes 3 x 3 equal ones, so that no viewer blurs it
 GAP_PX = 2  # between two images of a grid
@@ -42,7 +44,9 @@ def canvas(path: Path, columns: int = 1, width: float = TEXT_WIDTH_IN, height: f
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.subplots(1, columns, **options)
-        figure.savefig(path, metadata={"CreationDate": None})
+        kind = Path(path).suffix[1:] or "pdf"
+        write_atomically(path, lambda file: figure.savefig(file, format=kind,
+                                                           metadata={"CreationDate": None}))
 
 
 def tile(images: Tensor, columns: int) -> np.ndarray:
@@ -74,7 +78,8 @@ def join(sheets: Sequence[np.ndarray], axis: int, gap: int = 14) -> np.ndarray:
 
 def save_png(sheet: np.ndarray, path: Path) -> None:
     """Write grey values pixel by pixel, each enlarged to a square: nothing is interpolated."""
-    Image.fromarray(sheet.repeat(ZOOM, 0).repeat(ZOOM, 1)).save(path, optimize=True)
+    image = Image.fromarray(sheet.repeat(ZOOM, 0).repeat(ZOOM, 1))
+    write_atomically(path, lambda file: image.save(file, format="png", optimize=True))
 
 
 def save_gallery(run, kind: str = "samples") -> None:

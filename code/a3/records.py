@@ -36,7 +36,7 @@ def expand_home(path: str | Path) -> Path:
         raise OSError(f"'{path}' begins in no user's home folder; write out the path") from None
 
 
-def write_atomically(path: Path, content: bytes | Callable) -> None:
+def write_atomically(path: str | Path, content: bytes | Callable) -> None:
     """Write a file so that a crash leaves either the old file or the new one.
 
     Of several writers at a time, each writes a file of its own, and the last one's stays. Ctrl-C
@@ -48,6 +48,7 @@ def write_atomically(path: Path, content: bytes | Callable) -> None:
     Raises:
         OSError: it cannot be written; the message names the path.
     """
+    path = Path(path)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     with held:
         try:

@@ -1,6 +1,7 @@
 """A run loses nothing: checkpoints, resuming, Ctrl-C, unfinished files, results and refusals."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -189,6 +190,29 @@ def test_a_stop_after_the_training_says_how_to_go_on(tmp_path, capsys):
             cli.exit_with(lambda trouble=trouble: main(trouble))
         told = getattr(capsys.readouterr(), stream).splitlines()[-1]
         assert "to go on, give the same command with --resume" in told, told
+
+
+def test_a_full_disk_is_told_with_the_path_and_costs_no_good_checkpoint(tmp_path, monkeypatch,
+                                                                        capsys):
+    fsync, written = os.fsync, []
+
+    def full(number):
+        written.append(number)
+        if len(written) > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SystemExit) as stop:
+            cli.exit_with(lambda: train(tmp_path))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 1
+    assert re.match(r"error: '/.*' cannot be written \(No space left on device\); to go on, give "
+                    "the same command with --resume", line), line
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(train(tmp_path, "--resume").history) == 5
+    assert "resumed after epoch 2" in capsys.readouterr().out
 
 
 # Damage ------------------------------------------------------------------------------------------
