@@ -14,18 +14,18 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
+from a3.cli import exit_with, parse, positive_int, run_name, tool_flags
 
 import torch
 
 import vae_variants
 from a3 import figures
-from a3.cli import exit_with, parse, positive_int, run_name, tool_flags
 from a3.devices import usable_cores
 from a3.records import REPOSITORY, write_record
-from a3.runs import RunError
+from a3.runs import Interrupted, RunError
 from a3_vae_template import EPOCHS
 
 CASES = {
@@ -125,8 +125,14 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
                 f"a process was killed, perhaps for want of memory; it ran one of the cases "
                 f"{', '.join(map(repr, left[:args.jobs]))}; finished cases and epochs are kept: "
                 "give the same command with --jobs 1") from None
-        except BaseException:
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            for case in active_children() if stopped else []:
+                case.terminate()  # the last whole epoch of each is kept
             pool.shutdown(cancel_futures=True)  # running cases end, no other begins
+            if stopped:
+                raise Interrupted("\nstopped; finished cases and epochs are kept: to go on, give "
+                                  "the same command", error) from None
             raise
     return sorted((run.result() for run in runs), key=lambda row: args.cases.index(row["name"]))
 

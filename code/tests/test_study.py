@@ -77,15 +77,18 @@ def test_no_case_outlives_a_killed_study(kill, tmp_path):
     start = (f"import sys; sys.path[:0] = {[str(tests.parent), str(tests)]}\n"
              "import study, test_study\n"
              "study.train_case = test_study.waiting\n"
-             f"study.main(['--out', {str(tmp_path)!r}, '--cases', 'ELBO'])")
+             "study.exit_with(lambda: study.main("
+             f"['--out', {str(tmp_path)!r}, '--cases', 'ELBO']))")
     with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL, text=True) as child:
         while child.stdout.readline() not in ("begun\n", ""):
             pass
         child.send_signal(getattr(signal, kill))
         started = time.monotonic()
-        assert child.stdout.read() == ""
+        told = child.stdout.read()
         assert time.monotonic() - started < 30
+    assert child.returncode == (143 if kill == "SIGTERM" else -9)
+    assert ("to go on, give the same command" in told) == (kill == "SIGTERM"), told
 
 
 def test_a_case_named_twice_runs_once():
