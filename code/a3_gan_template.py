@@ -20,12 +20,12 @@ gradient does not vanish while D wins; other objectives are in a3/gan_losses.py.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from a3.cli import exit_with, flags, parse, positive_int, run_name, units
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from a3.cli import exit_with, flags, parse, positive_int, run_name
 from a3.gan_figures import (
     draw_moment,
     grey,
@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None = None):
     parser = flags("Train a GAN on MNIST.", **defaults["default"], batch_size=64,
                    sources=("mnist", "sample"), epochs_alias="--n_epochs")
     add = parser.add_argument
-    add("--latent_dim", type=positive_int, default=100, metavar="D", help="dimensions of z")
+    add("--latent_dim", type=units, default=100, metavar="D", help="dimensions of z")
     add("--loss", choices=LOSSES, default="nonsaturating", help="objectives of D and G")
     add("--recipe", choices=RECIPES, default="default",
         help="`default` (ours) or `template` (the course's); sets --n_epochs, --precision, --lr "

@@ -21,12 +21,12 @@ E_u[log p(x + u)] <= log P(x), so what is reported bounds the discrete code leng
 import math
 from collections.abc import Sequence
 from functools import partial
+from a3.cli import exit_with, flags, parse, positive_int, run_name, units, whole
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a3.cli import exit_with, flags, parse, positive_int, run_name
 from a3.importance import importance_sampled_nll
 from a3.nf_figures import (
     draw_moment,
@@ -50,8 +50,8 @@ def parse_args(argv: Sequence[str] | None = None):
     parser = flags("Train a normalizing flow on 8-bit MNIST.", epochs=EPOCHS, lr=2e-3,
                    batch_size=512, sources=("mnist", "sample"), precision="auto")
     add = parser.add_argument
-    add("--n_flows", type=positive_int, default=4, metavar="N", help="pairs of coupling layers")
-    add("--n_hidden", type=positive_int, default=1024, metavar="N",
+    add("--n_flows", type=whole(1, 100), default=4, metavar="N", help="pairs of coupling layers")
+    add("--n_hidden", type=units, default=1024, metavar="N",
         help="units of each hidden layer of a coupling")
     add("--iw_samples", type=positive_int, default=16, metavar="K",
         help="noise draws for each test image's likelihood")

@@ -22,12 +22,12 @@ Other objectives, likelihoods, posteriors and priors: vae_variants.py, which tra
 
 from collections.abc import Sequence
 from functools import partial
+from a3.cli import exit_with, flags, parse, positive_int, run_name, units
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a3.cli import exit_with, flags, parse, positive_int, run_name
 from a3.importance import importance_sampled_nll
 from a3.runs import Run, images_in, one_cycle, random_stream
 from a3.vae_figures import (
@@ -49,8 +49,8 @@ def parser(description: str = "Train a VAE on binary MNIST."):
     parser = flags(description, epochs=EPOCHS, lr=3e-3, batch_size=128,
                    sources=("bmnist", "mnist", "sample"))
     add = parser.add_argument
-    add("--zdim", type=positive_int, default=20, metavar="D", help="latent dimensions")
-    add("--hidden_dim", type=positive_int, default=500, metavar="N",
+    add("--zdim", type=units, default=20, metavar="D", help="latent dimensions")
+    add("--hidden_dim", type=units, default=500, metavar="N",
         help="units of each hidden layer")
     add("--nll_samples", type=positive_int, default=200, metavar="K",
         help="importance samples for each test image's likelihood")

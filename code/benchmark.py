@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from a3.cli import exit_with, parse, positive_int, run_name, tool_flags
 
 import torch
 from torch import nn
@@ -20,7 +21,6 @@ from torch import nn
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
-from a3.cli import exit_with, parse, positive_int, run_name, tool_flags
 from a3.devices import backend, multiplies_bfloat16
 from a3.records import REPOSITORY, write_record
 from datasets import RandomShift, Split, bmnist, mnist

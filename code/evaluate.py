@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from a3.cli import exit_with, parse, positive_int, run_label, run_name, seed_int, tool_flags, whole
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from a3 import figures
-from a3.cli import exit_with, parse, positive_int, run_name, seed_int, tool_flags
 from a3.devices import describe_device
 from a3.gan_figures import grey
 from a3.importance import Estimate, importance_sampled_nll
@@ -50,16 +50,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = tool_flags("Compare the trained VAE, GAN and flow.", ("mnist", "sample"))
     add = parser.add_argument
     for name, run in (("vae", "vae-z20"), ("gan", "gan"), ("nf", "nf")):
-        add(f"--{name}", default=run, metavar="RUN", help=f"finished run of the {NAMES[name]}")
+        add(f"--{name}", type=run_label, default=run, metavar="RUN",
+            help=f"finished run of the {NAMES[name]}")
     add("--nll_samples", type=positive_int, default=2000, metavar="K",
         help="importance samples for each image's likelihood under the VAE")
     add("--iw_samples", type=positive_int, default=16, metavar="K",
         help="noise draws for each image's likelihood under the flow")
-    add("--chunk", type=positive_int, default=50, metavar="N",
+    add("--chunk", type=whole(1, 10_000), default=50, metavar="N",
         help="draws at once: changes time and memory, not what is estimated")
-    add("--samples", type=positive_int, default=10_000, metavar="N",
+    add("--samples", type=whole(10, 100_000), default=10_000, metavar="N",
         help="samples of each model in a repeat")
-    add("--repeats", type=positive_int, default=4, metavar="R",
+    add("--repeats", type=whole(1, 1000), default=4, metavar="R",
         help="sets of samples, over which mean and deviation are taken")
     add("--seed", type=seed_int, default=42, help="seed of samples, noise and binarization")
     return parse(parser, argv)

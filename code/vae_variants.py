@@ -26,12 +26,12 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from a3.cli import exit_with, non_negative_float, parse, positive_int, run_name, share, whole
 
 import torch
 from torch import Tensor, nn
 
 import a3_vae_template as vae
-from a3.cli import exit_with, non_negative_float, parse, positive_int, run_name, share
 from a3.runs import Run, RunError, finished_run
 from a3.vae_figures import save_latent_figures, save_training_figures
 from a3.vae_flows import CodeFlow
@@ -74,13 +74,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="KL nats left unpenalised (free_bits)")
     add("--per_dimension", action="store_true",
         help="apply --free_bits per dimension, not per image (free_bits)")
-    add("--importance_samples", type=positive_int, default=50, metavar="K",
+    add("--importance_samples", type=whole(1, 10_000), default=50, metavar="K",
         help="draws in the bound (iwae)")
     add("--posterior", choices=("gaussian", "flow"), default="gaussian",
         help="q(z|x): a diagonal Gaussian, or a flow of one")
     add("--prior", choices=("gaussian", "flow"), default="gaussian",
         help="p(z): standard normal, or a flow of it")
-    add("--shift", type=positive_int, default=None, metavar="PIXELS",
+    add("--shift", type=whole(1, 27), default=None, metavar="PIXELS",
         help="largest shift in pixels; the share of shifted images falls to 0 during training")
     add("--input_dropout", type=share, default=None, metavar="P",
         help=f"dropout of the encoder's input (None: {vae.INPUT_DROPOUT}, or 0 with --shift)")

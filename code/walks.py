@@ -12,12 +12,12 @@ with ``decode(u)``.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from a3.cli import exit_with, parse, run_label, run_name, seed_int, tool_flags
 
 import torch
 from torch import Tensor
 
 from a3 import figures
-from a3.cli import exit_with, parse, run_name, seed_int, tool_flags
 from a3.latents import line_and_arc
 from a3.records import REPOSITORY, write_record
 from a3.runs import RunError, random_stream
@@ -37,7 +37,7 @@ SHOWN_DIMENSIONS = 10
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
     parser = tool_flags("Draw walks among the codes of a trained VAE.")
-    parser.add_argument("run", nargs="?", default="vae-z20", metavar="RUN",
+    parser.add_argument("run", nargs="?", type=run_label, default="vae-z20", metavar="RUN",
                         help="finished run of the VAE or of a variant")
     parser.add_argument("--seed", type=seed_int, default=42, help="seed of the samples")
     return parse(parser, argv)

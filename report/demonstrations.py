@@ -21,12 +21,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 
+from a3.cli import exit_with
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import a3_gan_template as gan
-from a3.cli import exit_with
 from a3.figures import TRAIN, VAL, canvas
 from a3.gan_losses import discriminator_loss, minimax_loss, nonsaturating_loss
 from a3.records import REPOSITORY, write_record

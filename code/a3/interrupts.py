@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: they end a program in one line, but wait while a file is written.
 
-Every script imports this module before all others, since those take seconds to import and a
-stop then should end in one line too. It needs the standard library alone.
+The package imports this module before all others, since those take seconds to import and a stop
+then should end in one line too. It needs the standard library alone.
 """
 
 import contextlib

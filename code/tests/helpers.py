@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-
 from a3.cli import flags, parse
 
 

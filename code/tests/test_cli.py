@@ -1,14 +1,16 @@
 """Flags, recipes, names and errors, as a user of the command line meets them."""
 
 import argparse
+from a3.cli import parse, run_name
 
 import pytest
 import torch
 
 from a3 import cli
-from a3.cli import parse, run_name
 from a3.fetch import DataError, Source, data_folder
-from a3.runs import Interrupted, RunError
+from a3.interrupts import Stopped
+from a3.records import RunError
+from a3.runs import Interrupted
 from helpers import arguments
 
 SOURCE = Source("bmnist", "", "")
@@ -27,19 +29,47 @@ def test_a_wrong_flag_is_named_in_one_line_with_status_2(tmp_path, wrong, capsys
 
 
 @pytest.mark.parametrize(("kind", "good", "value", "bad"), [
-    (cli.positive_int, "1", 1, "0"), (cli.positive_float, "1e-9", 1e-9, "0"),
+    (cli.positive_int, "1", 1, "0"), (cli.positive_int, "1000000", 10**6, "1000001"),
+    (cli.units, "10000", 10_000, "10001"), (cli.positive_float, "1e-9", 1e-9, "0"),
+    (cli.positive_float, "1000", 1000.0, "1000.1"), (cli.non_negative_float, "1e6", 1e6, "1e300"),
     (cli.non_negative_float, "0", 0.0, "-1e-9"), (cli.share, "0.99", 0.99, "1"),
     (cli.seed_int, str(2**63 - 1), 2**63 - 1, str(2**63))])
 def test_numbers_are_taken_up_to_their_bounds(kind, good, value, bad):
     assert kind(good) == value and type(kind(good)) is type(value)
-    with pytest.raises(argparse.ArgumentTypeError, match=f"'{bad}' is not a "):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{bad}' is not a .* from .* to "):
         kind(bad)
+
+
+@pytest.mark.parametrize("wrong", [
+    "--epochs=--", "--epochs=" + "9" * 400, "--epochs=" + "9" * 9000, "--epochs=1\n2",
+    "--lr=1e300", "--out=a\0b", f"--out={'a' * 5000}", "--out=", "--dataset=a\nb",
+    "--no\nsuch=1"])
+def test_absurd_values_end_in_one_short_line_with_status_2(tmp_path, wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        arguments(tmp_path, wrong)
+    assert stop.value.code == 2
+    usage, last = capsys.readouterr().err.split(": error: ")
+    assert usage.startswith("usage:") and last.count("\n") == 1 and len(last) < 500, last
+    assert wrong.split("=")[0].split("\n")[0] in last, last
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["", "../run", "a/b", "a b", "-x", "x\0", "x" * 161, "~root"])
+def test_what_is_no_name_of_a_run_is_refused(wrong):
+    assert cli.run_label("vae-z20-lr0.1+e_2") == "vae-z20-lr0.1+e_2"
+    with pytest.raises(argparse.ArgumentTypeError, match="is not the name of a run"):
+        cli.run_label(wrong)
 
 
 @pytest.mark.parametrize(("error", "status", "out", "err"), [
     (RunError("no"), 1, "", "error: no"), (DataError("no"), 1, "", "error: no"),
     (OSError("disk full"), 1, "", "error: disk full"), (Interrupted("later"), 130, "later", ""),
-    (KeyboardInterrupt(), 130, "stopped", "")])
+    (Interrupted("later", Stopped(15)), 143, "later", ""), (RunError("a\nb"), 1, "", "error: a b"),
+    (KeyboardInterrupt(), 130, "stopped", ""), (Stopped(15), 143, "stopped", ""),
+    *((error, 1, "", "error: there is not enough memory; lower --batch_size, the draws at once, "
+       "or the sizes of the networks") for error in (
+           MemoryError(), torch.OutOfMemoryError("CUDA out of memory."),
+           RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4 bytes")))])
 def test_what_a_user_can_cause_ends_in_one_line(error, status, out, err, capsys):
     def main():
         raise error
@@ -49,6 +79,14 @@ def test_what_a_user_can_cause_ends_in_one_line(error, status, out, err, capsys)
     assert stop.value.code == status
     told = capsys.readouterr()
     assert (told.out.strip(), told.err.strip()) == (out, err)
+
+
+def test_other_errors_are_not_hidden():
+    def main():
+        raise RuntimeError("a mistake in the program")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        cli.exit_with(main)
 
 
 # Recipes and what was changed --------------------------------------------------------------------
