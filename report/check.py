@@ -71,7 +71,12 @@ def figure_findings(report: Path, question: str) -> Iterator[tuple[str, bool]]:
             return
         if name not in included:
             yield f"{name} is not in the text", False
-    for columns, rows in {grid(report / "figures" / name) for name in names if question in GRIDS}:
+    try:
+        grids = {grid(report / "figures" / name) for name in names if question in GRIDS}
+    except struct.error:
+        yield f"of {', '.join(names)}, one is no PNG", False
+        return
+    for columns, rows in grids:
         least_columns, least_rows = GRIDS[question]
         yield (f"{columns} x {rows} images" + (f", {len(names)} times" if len(names) > 1 else ""),
                columns == least_columns and rows >= least_rows)
@@ -92,7 +97,7 @@ def findings(report: Path, question: str) -> Iterator[tuple[str, bool]]:
             yield text.format(value), good(value)
         except LookupError as error:
             yield str(error.args[0]), False
-        except TypeError:
+        except (TypeError, ValueError):
             yield f"'{key}' is {value}", False
 
 

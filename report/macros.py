@@ -6,6 +6,7 @@ A number without a result stops the build, with one line that says which and whe
 """
 
 import json
+import math
 import re
 import sys
 
@@ -25,6 +26,8 @@ def typeset(value: object, decimals: str) -> str:
         return "".join(ESCAPED.get(sign, sign) for sign in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ReportError(f"is not a number: {json.dumps(value)}")
+    if not math.isfinite(value):
+        raise ReportError(f"is {value}, and results are finite")
     if isinstance(value, float) and not decimals:
         raise ReportError(f"is {value}: with how many decimals?")
     shown = f"{value:,.{decimals or 0}f}"

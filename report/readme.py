@@ -5,10 +5,11 @@ Each stands between <!-- table: NAME --> and <!-- end -->; everything else in th
     python report/readme.py      # or make readme; needs nothing but the standard library
 """
 
-import json
 import re
 import sys
 from pathlib import Path
+
+from sources import record
 
 REPORT = Path(__file__).resolve().parent
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -85,8 +86,7 @@ def comparison(record: dict) -> str:
 
 def tables(results: Path) -> dict[str, str]:
     """Return every table by its name."""
-    records = {file.stem: json.loads(file.read_text(encoding="utf-8"))
-               for file in results.glob("*.json")}
+    records = {file.stem: record(file) for file in results.glob("*.json")}
     benchmark = records["benchmark"]
     return {
         "results": filled(RESULTS, records),
@@ -112,7 +112,7 @@ def main() -> int:
     file = REPORT.parent / "README.md"
     try:
         text = readme(file.read_text(encoding="utf-8"))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         print(f"error: report/results lacks what README.md shows: {error!r}", file=sys.stderr)
         return 1
     file.write_text(text, encoding="utf-8")

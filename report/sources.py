@@ -9,6 +9,7 @@ hold its argument (study.rows.#1.name), which stands for every entry.
 import csv
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,39 @@ def figures(report: Path) -> list[str]:
     return [name for text in texts(report).values() for name in FIGURE.findall(text)]
 
 
+def record(file: Path) -> dict:
+    """Return what a JSON or CSV file of results holds; a CSV as {"csv": rows}.
+
+    Raises:
+        LookupError: it is missing or damaged, or holds a number that is not finite.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            found = json.loads(text, parse_float=finite, parse_constant=finite)
+            if not isinstance(found, dict):
+                raise ValueError("it holds no results")
+            return found
+        return {"csv": [{name: finite(value) for name, value in row.items()}
+                        for row in csv.DictReader(text.splitlines())]}
+    except FileNotFoundError:
+        raise LookupError(f"there is no 'results/{file.name}'") from None
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise LookupError(f"'results/{file.name}' cannot be read "
+                          f"({' '.join(str(error).split())}); make it anew") from None
+
+
+def finite(text: str) -> float:
+    """Return the number in a text.
+
+    Raises:
+        ValueError: it is not finite, or none.
+    """
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"a number in it is {text}")
+    return value
+
+
 def results(report: Path, key: str) -> dict[str, object]:
     """Return what "<file>.<key>" leads to in the results: one value, or one for each "#1".
 
@@ -64,12 +98,9 @@ def results(report: Path, key: str) -> dict[str, object]:
     file, *parts = key.split(".")
     kind = "csv" if parts[:1] == ["csv"] else "json"
     try:
-        text = (report / "results" / f"{file}.{kind}").read_text()
-    except OSError:
-        raise LookupError(f"there is no 'results/{file}.{kind}', where '{key}' is from") from None
-    found = {file: json.loads(text) if kind == "json" else {"csv": [
-        {name: float(value) for name, value in row.items()}
-        for row in csv.DictReader(text.splitlines())]}}
+        found = {file: record(report / "results" / f"{file}.{kind}")}
+    except LookupError as error:
+        raise LookupError(f"{error.args[0]}, where '{key}' is from") from None
     try:
         for part in parts:
             if part == "#1":

@@ -197,7 +197,8 @@ def test_another_result_changes_its_table_and_nothing_else(table, file, keys, tm
 def test_a_readme_without_its_results_stays_and_says_so_in_one_line(tmp_path):
     (tmp_path / "report").mkdir()
     shutil.copytree(REPORT / "results", tmp_path / "report/results")
-    shutil.copy(REPORT / "readme.py", tmp_path / "report")
+    for script in ("readme.py", "sources.py"):
+        shutil.copy(REPORT / script, tmp_path / "report")
     (tmp_path / "report/results/nf.json").unlink()
     (tmp_path / "README.md").write_text(README)
     failed = subprocess.run([sys.executable, "report/readme.py"], cwd=tmp_path,

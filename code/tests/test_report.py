@@ -97,6 +97,48 @@ def test_a_missing_results_file_is_named(copy):
     assert "there is no 'results/nf.json'" in run(copy, "macros").stderr
 
 
+BAD = {"empty": b"", "page": b"<html>404</html>", "binary": bytes(range(256)),
+       "cut": (REPORT / "results/nf.json").read_bytes()[:700], "list": b"[1]",
+       "nan": re.sub(rb'("\w*test_bits_per_dim": )[\d.]+', rb"\1NaN",
+                     (REPORT / "results/nf.json").read_bytes()),
+       "huge": re.sub(rb'("\w*test_bits_per_dim": )[\d.]+', rb"\g<1>1e999",
+                      (REPORT / "results/nf.json").read_bytes())}
+
+
+def test_damaged_results_stop_every_tool_in_one_line(copy):
+    """Whatever is in the place of results: macros and readme write nothing, check says FAIL."""
+    readme = (copy / "README.md").read_bytes()
+    for kind, content in BAD.items():
+        (copy / "report/results/nf.json").write_bytes(content)
+        for script in ("macros", "readme"):
+            failed = run(copy, script)
+            assert (failed.returncode, failed.stdout) == (1, ""), (kind, script, failed)
+            assert re.fullmatch("error: .*nf.*\n", failed.stderr), (kind, failed.stderr)
+            assert not (copy / "report/numbers.tex").exists()
+            assert (copy / "README.md").read_bytes() == readme
+        failed = run(copy, "check")
+        assert (failed.returncode, failed.stderr) == (1, ""), (kind, failed)
+        assert re.search("^FAIL  PDF ", failed.stdout, re.MULTILINE), failed.stdout
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG", b"<html>"])
+def test_what_is_no_png_fails_in_the_list(copy, content):
+    (copy / "report/figures/gan-samples-end.png").write_bytes(content)
+    failed = run(copy, "check")
+    assert (failed.returncode, failed.stderr) == (1, ""), failed
+    assert re.search("^FAIL  2.6 .*gan-samples-end.png, one is no PNG", failed.stdout,
+                     re.MULTILINE), failed.stdout
+
+
+def test_a_damaged_table_stops_the_build(copy):
+    for content in (b"", b"\xff\xfe", b"epoch,d_loss\n0", b"epoch,d_loss\n0,x\n1,2\n"):
+        (copy / "report/results/gan.csv").write_bytes(content)
+        append(copy / "report/gan.tex", "\\num[1]{gan.csv.0.d_loss}\n")
+        failed = run(copy, "macros")
+        assert failed.returncode == 1, content
+        assert re.fullmatch("error: .*results/gan.csv.*\n", failed.stderr), failed.stderr
+
+
 def test_a_fraction_without_decimals_stops_the_build(copy):
     append(copy / "report/gan.tex", "\\num{gan.d_loss}\n")
     assert "'gan.d_loss' is 1." in run(copy, "macros").stderr
@@ -108,6 +150,12 @@ def test_a_fraction_without_decimals_stops_the_build(copy):
     ("50%_of #1 & ~", "", r"50\%\_of \#1 \& \textasciitilde{}")])
 def test_numbers_are_typeset_for_text_and_formulas(value, decimals, tex):
     assert macros.typeset(value, decimals) == tex
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_refused(value):
+    with pytest.raises(sources.ReportError, match="and results are finite"):
+        macros.typeset(value, "1")
 
 
 @pytest.mark.parametrize("value", [None, True, [1, 2]])
