@@ -6,7 +6,7 @@
 # make study      55 min: the VAE in all its variants
 # make bench      8 min: training speed against the bare matrix products
 # make demonstrations   17 s: the small experiments of the report
-# make report     run what has no results yet, then make pdf
+# make report     run what has no results yet, which it lists first, then make pdf
 # make pdf        compile the report from figures and results as they are; needs LaTeX
 # make check      go through the assignment's questions: is everything there, and good enough?
 # make readme     fill the README's tables from the results
@@ -76,17 +76,10 @@ bench: $(VENV)/installed
 demonstrations: $(VENV)/installed
 	$(PY) report/demonstrations.py
 
-# The targets whose results are missing, in the order in which they need each other.
-MODELS := $(patsubst %,report/results/%.json,vae-z20 vae-z20-seed1 vae-z20-seed2 vae-z2 nf gan gan-template)
-VARIANTS := $(patsubst %,report/results/%.json,vae-best nf-multiscale vae-z20-walk)
-MISSING := $(if $(filter-out $(wildcard $(MODELS)),$(MODELS)),models) \
-  $(if $(filter-out $(wildcard $(VARIANTS)),$(VARIANTS)),variants) \
-  $(if $(wildcard report/results/comparison.json),,compare) \
-  $(if $(wildcard report/results/study.json),,study) \
-  $(if $(wildcard report/results/benchmark.json),,bench) \
-  $(if $(wildcard report/results/demonstrations.json),,demonstrations)
-
-report: $(MISSING) pdf
+# What has no results yet, and nothing else, is run.
+report: $(VENV)/installed
+	@$(PY) report/missing.py
+	@$(MAKE) --no-print-directory pdf
 
 LATEX := latexmk texlive-latex-recommended texlive-latex-extra texlive-fonts-recommended texlive-bibtex-extra
 pdf:
@@ -103,8 +96,9 @@ readme:
 check:
 	@$(PYTHON) report/check.py
 
+# The name goes to the script as it came, whatever signs are in it.
 submission:
-	@$(PYTHON) report/submission.py $(LASTNAME)
+	@$(PYTHON) report/submission.py '$(subst ','\'',$(value LASTNAME))'
 
 clean:
 	rm -rf $(VENV) checkpoints demo study

@@ -22,7 +22,7 @@ def pack(lastname: str) -> list[str]:
     Raises:
         SystemExit: with one line, if the name is not one, or PDF or git is missing.
     """
-    if not re.fullmatch(r"[^\W\d_]+(-[^\W\d_]+)*", lastname):
+    if not re.fullmatch(r"[^\W\d_]+([-'][^\W\d_]+)*", lastname):
         sys.exit(f"error: '{lastname}' is not a last name; make submission LASTNAME=wen")
     if not (REPOSITORY / PDF).exists():
         sys.exit(f"error: there is no '{PDF}'; make pdf writes it")

@@ -36,7 +36,8 @@ def name_of(script: ModuleType, argv: list[str]) -> tuple[str, argparse.Argument
         return 3 * (Split(torch.zeros(12, 784, dtype=torch.uint8), Source(dataset, "", "")),)
 
     stubs = {"parse": parse, "run_name": stop, "mnist": load, "bmnist": load,
-             "labelled": lambda *_: True, "run_cases": lambda *_: [], "load_models": lambda *_: {},
+             "report_folder": lambda *_: None, "labelled": lambda *_: True,
+             "run_cases": lambda *_: [], "load_models": lambda *_: {},
              "trained_vae": lambda *_: (None, {"data": {"name": "mnist"}}),
              **{f"time_{method}": lambda *_: TIMES for method in ("vae", "gan", "nf")}}
     with pytest.MonkeyPatch.context() as patch:

@@ -17,7 +17,8 @@ import a3_gan_template as gan
 from a3 import figures
 from report_modules import REPORT, REPOSITORY, module
 
-sources, macros, check = (module(name) for name in ("sources", "macros", "check"))
+sources, macros, check, missing = (
+    module(name) for name in ("sources", "macros", "check", "missing"))
 QUESTIONS = [*(f"1.{i}" for i in range(1, 16)), *(f"2.{i}" for i in range(1, 8)),
              *(f"3.{i}" for i in range(1, 9)), "4.1"]  # the assignment's
 
@@ -264,6 +265,48 @@ def test_the_list_counts_images_as_they_are_drawn(images, columns, expected, tmp
     figures.save_png(figures.tile(torch.rand(images, 784), columns), tmp_path / "grid.png")
     counted = check.grid(tmp_path / "grid.png")
     assert counted == expected, (counted, expected)
+
+
+# Runs that are missing, the archive --------------------------------------------------------------
+
+def test_the_report_runs_what_is_missing_and_nothing_else(copy):
+    """In the place of the scripts stand some that write down how they were called."""
+    for script in (copy / "code").glob("*.py"):
+        script.write_text(f"import sys\nprint({script.name!r}, *sys.argv[1:])\n"
+                          f"sys.exit({int(script.stem == 'study')})\n")
+    nothing = run(copy, "missing")
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "")
+    for name in ("benchmark", "nf", "study", "vae-z20-seed1"):
+        (copy / f"report/results/{name}.json").unlink()
+    some = run(copy, "missing")
+    assert some.returncode == 1, "as the study's"
+    told = some.stdout.splitlines()
+    assert told[0] == ("report/results lacks vae-z20-seed1, nf, study, benchmark: 75 min on 2 "
+                       "cores")
+    assert [line for line in told if not line.startswith("python")][1:] == [
+        "a3_vae_template.py --seed 1 --resume", "a3_nf_template.py --resume", "study.py"]
+
+
+def test_every_result_that_the_report_names_can_be_made():
+    named = {number.key.split(".")[0] for number in sources.numbers(REPORT)}
+    assert named <= set(missing.RUNS), named - set(missing.RUNS)
+    readme = (REPOSITORY / "README.md").read_text()
+    for command, minutes in missing.RUNS.values():
+        if said := re.search(rf"python {re.escape(command)} +# .*?(\d+) min", readme):
+            assert int(said[1]) == minutes, (command, said[0])
+
+
+def test_the_name_of_a_submission_is_never_run(copy):
+    for name in ("x; touch f", "$(touch f)", "`touch f`", "$$(shell touch f)", "x' ; touch f '"):
+        refused = subprocess.run(["make", "submission", f"LASTNAME={name}"], cwd=copy,
+                                 capture_output=True, text=True, check=False)
+        assert "is not a last name" in refused.stderr, (name, refused)
+        assert not (copy / "f").exists() and not list(copy.glob("*.zip"))
+    no_pdf(copy)
+    for name in ("O'Brien", "Müller-Meier"):
+        told = subprocess.run(["make", "submission", f"LASTNAME={name}"], cwd=copy,
+                              capture_output=True, text=True, check=False).stderr
+        assert "there is no 'report/report.pdf'" in told, told
 
 
 @pytest.mark.parametrize("argv", [[], ["../wen"], ["wen 1"], [""]])

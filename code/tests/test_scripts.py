@@ -200,7 +200,7 @@ def test_importing_a_script_does_nothing():
 # Names of runs -----------------------------------------------------------------------------------
 
 NO_NUMBER = {"device", "data_root", "out", "resume", "save_interval", "jobs"}  # change none
-TRIED = ("2", "3", "0.5", "cpu", "another")
+TRIED = ("2", "3", "20", "0.5", "cpu", "another")
 
 
 def other_values(action: argparse.Action) -> list[list[str]]:

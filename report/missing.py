@@ -1,0 +1,55 @@
+"""Run what the report lacks: the runs without results, one after the other, and no other.
+
+It says first which these are and how long they take. A stopped run goes on.
+
+    python report/missing.py      # or make report, which then makes the PDF
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Results, what writes them, minutes on 2 cores; in the order in which they need each other.
+RUNS = {
+    "vae-z20": ("code/a3_vae_template.py", 3),
+    "vae-z20-seed1": ("code/a3_vae_template.py --seed 1", 3),
+    "vae-z20-seed2": ("code/a3_vae_template.py --seed 2", 3),
+    "vae-z2": ("code/a3_vae_template.py --zdim 2", 3),
+    "nf": ("code/a3_nf_template.py", 9),
+    "gan": ("code/a3_gan_template.py", 37),
+    "gan-template": ("code/a3_gan_template.py --recipe template", 30),
+    "vae-best": ("code/vae_variants.py --recipe best", 16),
+    "nf-multiscale": ("code/nf_multiscale.py", 75),
+    "vae-z20-walk": ("code/walks.py", 1),
+    "comparison": ("code/evaluate.py", 8),
+    "study": ("code/study.py", 55),
+    "benchmark": ("code/benchmark.py", 8),
+    "demonstrations": ("report/demonstrations.py", 1),
+}
+RESUMED = ("template.py", "variants.py", "multiscale.py")  # in the names of the scripts that have --resume
+
+
+def main() -> int:
+    """Run what is missing; return the exit status of the first run that fails, else 0."""
+    results = REPOSITORY / "report" / "results"
+    missing = {name: run for name, run in RUNS.items() if not (results / f"{name}.json").exists()}
+    if missing:
+        print(f"report/results lacks {', '.join(missing)}: "
+              f"{sum(minutes for _, minutes in missing.values())} min on 2 cores", flush=True)
+    for command, _ in missing.values():
+        script, *flags = command.split()
+        flags += ["--resume"] if script.endswith(RESUMED) else []
+        print(f"python {' '.join((script, *flags))}", flush=True)
+        child = subprocess.Popen([sys.executable, script, *flags], cwd=REPOSITORY)
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            status = child.wait() or 130  # it has been told as well, and says how to go on
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
