@@ -22,7 +22,7 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from a3.devices import backend, multiplies_bfloat16
-from a3.records import REPOSITORY, write_record
+from a3.records import report_folder, write_record
 from datasets import RandomShift, Split, bmnist, mnist
 
 
@@ -147,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--turns", type=positive_int, default=5, metavar="N",
                         help="timings of each, whose median counts")
     args = parse(parser, argv)
+    report = report_folder(args.out)
     rows = {"vae": time_vae, "nf": time_nf, "gan": time_gan}
     if multiplies_bfloat16(args.device):
         rows["nf_bfloat16"] = lambda args: time_nf(args, "bfloat16")
@@ -158,8 +159,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
               f"ratio {row['ratio']:.2f} ({row['precision']})", flush=True)
     sample = any(row["data"]["name"] == "sample" for row in results.values())
     name = run_name("benchmark-sample" if sample else "benchmark", args)
-    return write_record((args.out or REPOSITORY / "report") / "results" / f"{name}.json",
-                        args.device, **results)
+    return write_record(report / "results" / f"{name}.json", args.device, **results)
 
 
 if __name__ == "__main__":

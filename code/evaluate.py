@@ -34,7 +34,7 @@ from a3.judge_classifier import classify, features, trained_classifier
 from a3.judge_comparison import measure_samples, memorisation, over_repeats, rank
 from a3.judge_metrics import nearest
 from a3.latents import slerp
-from a3.records import REPOSITORY, write_record
+from a3.records import REPOSITORY, report_folder, write_record
 from a3.runs import finished_run, progress, random_stream
 from datasets import Split, bernoulli, binarize, bmnist, mnist
 from vae_variants import trained_vae
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     models = load_models(args)
     train, val, test = mnist(args.data_root, dataset=args.dataset, device=args.device)
     name = run_name("comparison", args, train.source, "mnist")
-    out = args.out or REPOSITORY / "report"
+    out = report_folder(args.out)
     binary_test = bmnist(args.data_root, device=args.device,
                          dataset=models["vae"].results["data"]["name"])[2]
     digits = [Split(255 * binarize(split.images, seed), split.source, split.labels)

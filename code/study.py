@@ -24,7 +24,7 @@ import torch
 import vae_variants
 from a3 import figures
 from a3.devices import usable_cores
-from a3.records import REPOSITORY, write_record
+from a3.records import REPOSITORY, report_folder, write_record
 from a3.runs import Interrupted, RunError
 from a3_vae_template import EPOCHS
 
@@ -109,6 +109,7 @@ def end_with_parent() -> None:
 
 def run_cases(args: argparse.Namespace) -> list[dict]:
     """Run all cases, the slowest first, and return their rows in the order of the table."""
+    report_folder(args.out)  # an hour before it is written to
     print(f"{len(args.cases)} cases, {args.jobs} at a time; each prints into "
           f"{args.out or REPOSITORY / 'study'}", flush=True)
     start = time.time()

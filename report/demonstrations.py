@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 
-from a3.cli import exit_with
+from a3.cli import Parser, exit_with
+from a3.cli import folder as folder_name
 
 import numpy as np
 import torch
@@ -354,10 +355,13 @@ def show_discrete_density(folder: Path) -> dict:
             "best_width_with_noise": float(WIDTHS[int(np.argmin(noisy))])}
 
 
-def main() -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Run all experiments; write figures and numbers, and return the numbers."""
+    parser = Parser(description="Run the small experiments of the report.")
+    parser.add_argument("--out", type=folder_name, default=REPOSITORY / "report", metavar="DIR",
+                        help="folder for figures/ and results/")
+    folder = parser.parse_args(argv).out
     torch.set_num_threads(1)
-    folder = REPOSITORY / "report"
     show_ring(folder / "figures")
     results = write_record(folder / "results" / "demonstrations.json", "cpu", **{
         "naive_estimate": show_naive_estimate(folder / "figures"),

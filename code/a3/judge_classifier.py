@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from a3 import checkpoints
 from a3.judge_metrics import frechet_distance
-from a3.records import write_atomically
 from a3.runs import RunError, one_cycle, progress
 
 EPOCHS = 4
@@ -67,16 +67,14 @@ def trained_classifier(train, test, folder: Path, kind: str = "") -> tuple[Digit
         classifier = DigitClassifier().to(device)
         if file.exists():
             try:
-                classifier.load_state_dict(
-                    torch.load(file, map_location=device, weights_only=True))
+                classifier.load_state_dict(checkpoints.load(file))
             except Exception as error:  # whatever a damaged or older file makes torch raise
                 raise RunError(f"'{file}' cannot be read as the digit classifier "
                                f"({type(error).__name__}); delete it") from error
         else:
             print(f"training the digit classifier, once: {file.name}", flush=True)
             fit(classifier, train)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, lambda out: torch.save(classifier.state_dict(), out))
+            checkpoints.save(classifier.state_dict(), file)
     classifier.eval().requires_grad_(False)
     digits, _ = classify(classifier, test.images / 255)
     weights = b"".join(value.cpu().numpy().tobytes() for value in classifier.state_dict().values())

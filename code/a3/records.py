@@ -7,6 +7,7 @@ import json
 import math
 import os
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -34,6 +35,35 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise OSError(f"'{path}' begins in no user's home folder; write out the path") from None
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder if there is none.
+
+    Raises:
+        RunError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunError(f"cannot write to '{folder}' ({error.strerror}); choose another folder "
+                       "with --out") from error
+
+
+def report_folder(out: Path | None) -> Path:
+    """Return the folder of figures/ and results/, both of which can be written to.
+
+    Args:
+        out: the flag --out.
+
+    Raises:
+        RunError: they cannot.
+    """
+    report = out or REPOSITORY / "report"
+    for folder in (report / "figures", report / "results"):
+        make_writable(folder)
+    return report
 
 
 def write_atomically(path: str | Path, content: bytes | Callable) -> None:

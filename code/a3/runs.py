@@ -23,7 +23,6 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -39,7 +38,7 @@ from a3 import checkpoints
 from a3.devices import backend, describe_device, multiplies_bfloat16
 from a3.fetch import Source
 from a3.interrupts import held
-from a3.records import REPOSITORY, RunError, commit, now, write_json, write_table
+from a3.records import REPOSITORY, RunError, commit, make_writable, now, write_json, write_table
 
 # Flags left out of a run's name; they may differ when it is resumed.
 NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval", "changed"}
@@ -134,7 +133,7 @@ class Run:
         self.folder, self.results = report / "figures", report / "results"
         self.checkpoint = (args.out or REPOSITORY) / "checkpoints" / name / "last.pt"
         for folder in (self.folder, self.results, self.checkpoint.parent):
-            _make_writable(folder)
+            make_writable(folder)
         checkpoints.own(self.checkpoint.parent)
         self._look_for_what_is_in_the_way()
         self.history: list[dict[str, float]] = []
@@ -444,12 +443,3 @@ def _results(file: Path) -> dict:
         raise RunError(f"'{file}' cannot be read as the results of a run "
                        f"({type(error).__name__}); write it anew with --resume") from error
     return record
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise RunError(f"cannot write to '{folder}' ({error.strerror}); choose another folder "
-                       "with --out") from error

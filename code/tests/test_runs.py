@@ -594,7 +594,7 @@ def test_runs_that_start_together_in_a_new_folder_all_start(tmp_path):
 
     def start(folder):
         together.wait()
-        runs._make_writable(folder)
+        runs.make_writable(folder)
 
     with ThreadPoolExecutor(8) as pool:
         for number in range(40):

@@ -14,6 +14,7 @@ import a3_nf_template as nf
 import a3_vae_template as vae
 import vae_variants
 import walks
+from a3 import checkpoints
 from a3.figures import ZOOM
 from a3.latents import line_and_arc
 from a3.runs import RunError
@@ -205,8 +206,9 @@ def test_walks_without_labelled_digits_are_refused(plain, monkeypatch):
 def test_a_stopped_run_and_a_run_of_another_script_are_refused(tmp_path):
     name, flags = trained(tmp_path, vae)
     checkpoint = tmp_path / "checkpoints" / name / "last.pt"
-    state = torch.load(checkpoint, weights_only=True)
-    torch.save({**state, "history": state["history"][:1]}, checkpoint)
+    state = checkpoints.read(checkpoint)
+    checkpoints.save({**state, "history": state["history"][:1],
+                      "snapshots": {0: state["snapshots"][0]}}, checkpoint)
     assert "was stopped after epoch 0 of 1" in refusal(flags)
     flow = nf.main([*TINY[:8], "--n_flows", "1", "--n_hidden", "8", "--iw_samples", "1", "--out",
                     str(tmp_path)])
