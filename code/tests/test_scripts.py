@@ -6,10 +6,12 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -320,3 +322,32 @@ def test_only_tests_use_the_forbidden_distributions():
 
 def test_code_is_no_package():
     assert not (CODE / "__init__.py").exists(), "it would shadow the standard library's code"
+
+
+# Where tests are started -------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("folder", "arguments"), [
+    ("", []), ("", ["code/tests/test_small.py"]), ("code", []), ("code/tests", []),
+    ("", ["-c", "code/pyproject.toml", "code/tests"])])
+def test_tests_run_from_any_folder(folder, arguments, tmp_path):
+    """In a copy with one small test, which imports ours and must see a warning as an error."""
+    for file in ("pyproject.toml", "a3/__init__.py", "tests/conftest.py",
+                 "tests/report_modules.py"):
+        copied = tmp_path / "code" / file
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CODE / file, copied)
+    (tmp_path / "code/tests/test_small.py").write_text(textwrap.dedent("""
+        import warnings
+        import a3, pytest, report_modules
+
+        def test_small():
+            with pytest.raises(RuntimeWarning):
+                warnings.warn("a division by zero", RuntimeWarning)
+        """), encoding="utf-8")
+    environment = {key: value for key, value in os.environ.items()
+                   if not key.startswith(("PYTEST", "PYTHON"))}
+    # As `pytest` does, which unlike `python -m pytest` puts no folder on the path; -P is 3.11's.
+    start = [sys.executable, *["-P"] * (sys.version_info >= (3, 11)), "-m", "pytest"]
+    child = subprocess.run([*start, *arguments], cwd=tmp_path / folder, env=environment,
+                           capture_output=True, text=True, check=False)
+    assert child.returncode == 0 and "100%" in child.stdout, child.stdout + child.stderr
