@@ -13,6 +13,8 @@ from PIL import Image
 
 from a3 import figures
 
+CODE = Path(figures.__file__).parents[1]
+
 
 def pixels(path: Path) -> np.ndarray:
     """Return the grey values of a figure, one for each pixel of its images."""
@@ -113,3 +115,49 @@ def test_the_legend_names_the_last_values(tmp_path):
             figures.train_and_val(axis, train, val, "loss")
             labels = [text.get_text() for text in axis.get_legend().get_texts()]
         assert labels == expected
+
+
+def test_an_import_changes_nothing_of_the_users(tmp_path):
+    """As in a notebook: a backend, settings and random numbers of the user's own."""
+    child = textwrap.dedent(f"""
+        import logging, os, random, sys, warnings
+        import matplotlib, numpy, torch
+        import scipy.stats, torchvision  # which add filters for warnings of their own
+        from matplotlib import pyplot
+        sys.path.insert(0, {str(CODE)!r})
+        matplotlib.use("svg")
+        matplotlib.rcParams.update({{"font.size": 17, "figure.dpi": 55, "axes.grid": True}})
+        warnings.simplefilter("ignore", UserWarning)
+        torch.set_num_threads(2)
+        torch.set_default_dtype(torch.float64)
+        figure = pyplot.figure()
+
+        def state():
+            return {{
+                "backend": matplotlib.get_backend(), "rcParams": dict(matplotlib.rcParams),
+                "figures": pyplot.get_fignums(), "interactive": matplotlib.is_interactive(),
+                "threads": torch.get_num_threads(), "dtype": torch.get_default_dtype(),
+                "grad": torch.is_grad_enabled(), "torch": torch.get_rng_state().tolist(),
+                "numpy": str(numpy.random.get_state()), "random": random.getstate(),
+                "matmul": torch.get_float32_matmul_precision(),
+                "deterministic": torch.are_deterministic_algorithms_enabled(),
+                "errors": numpy.geterr(), "warnings": list(warnings.filters),
+                "path": list(sys.path), "folder": os.getcwd(), "environment": dict(os.environ),
+                "logging": (logging.root.level, list(logging.root.handlers)),
+                "hooks": (sys.excepthook, sys.displayhook), "argv": list(sys.argv)}}
+
+        before = state()
+        for script in {sorted(path.stem for path in CODE.glob("*.py"))}:
+            __import__(script)
+        from a3 import figures
+        with figures.canvas({str(tmp_path / "a.pdf")!r}) as axis:
+            axis.plot([1, 2])
+        after = state()
+        changed = [key for key in before if before[key] != after[key]]
+        assert not changed, changed
+        assert pyplot.gcf() is figure and not figure.axes
+        """)
+    result = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True,
+                            cwd=tmp_path, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
