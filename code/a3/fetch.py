@@ -202,13 +202,18 @@ def _folders(root: Path, places: tuple[str, ...]) -> list[Path]:
 
 
 def _found(folders: list[Path], name: str) -> list[Path]:
-    """Return what has a file's name: dots and case may differ (train-images.idx3-ubyte.GZ)."""
+    """Return what has a file's name: dots and case may differ (train-images.idx3-ubyte.GZ).
+
+    Some programs unpack a file into a folder of the same name; what is in there counts.
+    """
     def plain(name: str) -> str:
         return re.sub("[._]", "-", name.lower()).removesuffix("-gz")
 
     wanted = Path(name).name
-    return [path for folder in folders for path in _entries(folder)
-            if plain(path.name) == plain(wanted)]
+    paths = [path for folder in folders for path in _entries(folder)
+             if plain(path.name) == plain(wanted)]
+    return [inner for path in paths
+            for inner in ((os.path.isdir(path) and _found([path], name)) or [path])]
 
 
 def _first_whole(paths: list[Path], name: str) -> tuple[bytes | None, str | None]:

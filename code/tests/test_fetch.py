@@ -90,6 +90,15 @@ def test_packed_files_flat_in_the_data_folder_are_the_same_splits(tiny):
         assert torch.equal(images, torch.from_numpy(tiny.images[key])), key
 
 
+def test_files_in_folders_of_their_own_names_are_the_same_splits(tiny):
+    for name, content in tiny.contents.items():
+        (tiny.root / name).unlink()
+        (tiny.root / name).mkdir()
+        (tiny.root / name / Path(name).name).write_bytes(content)
+    for images, key in zip(bmnist_files(tiny.root, download=False)[0], ROWS, strict=True):
+        assert torch.equal(images, torch.from_numpy(tiny.images[key])), key
+
+
 # Downloads ---------------------------------------------------------------------------------------
 
 class Answer(io.BytesIO):
