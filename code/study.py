@@ -85,8 +85,8 @@ def train_case(name: str, args: argparse.Namespace) -> dict:
         if getattr(args, flag) is not None:
             flags += [f"--{flag}", str(getattr(args, flag))]
     runs.mkdir(parents=True, exist_ok=True)
-    with (runs / f"{name.replace(': ', '-')}.log").open("a") as log, redirect_stdout(log), \
-            redirect_stderr(log):
+    file = runs / f"{name.replace(': ', '-')}.log"
+    with file.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         results = vae_variants.main(flags)
     return {"name": name, **{ours: results[theirs] for ours, theirs in KEYS.items()},
             "data": results["data"]["name"],

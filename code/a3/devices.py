@@ -21,8 +21,8 @@ def multiplies_bfloat16(device: str) -> bool:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     with contextlib.suppress(OSError):
-        return device == "cpu" and any(
-            flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return device == "cpu" and ("avx512_bf16" in text or "amx_bf16" in text)
     return False
 
 
@@ -32,7 +32,7 @@ def describe_device(device: str) -> str:
         return f"cuda: {torch.cuda.get_device_name(device)}"
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(x for x in lines if x.startswith("model name")).split(":")[1].strip()
     threads = torch.get_num_threads()
     return f"{device}: {model}, {threads} thread{'s' if threads > 1 else ''}"
@@ -63,7 +63,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 def _granted_cores(root: Path) -> Iterator[float]:
     """Yield the cores' worth of time granted to this process' groups and those above (Linux)."""
     with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, group = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
@@ -74,7 +74,7 @@ def _granted_cores(root: Path) -> Iterator[float]:
                 with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                     files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else (
                         "cpu.max",)
-                    text = " ".join((folder / file).read_text() for file in files)
+                    text = " ".join((folder / file).read_text(encoding="utf-8") for file in files)
                     quota, period = map(int, text.split())  # "max" and -1: no limit
                     if quota > 0:
                         yield quota / period

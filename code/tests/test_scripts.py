@@ -324,6 +324,25 @@ def test_code_is_no_package():
     assert not (CODE / "__init__.py").exists(), "it would shadow the standard library's code"
 
 
+def test_every_text_file_is_opened_as_utf8_whatever_the_locale():
+    texts = {"read_text", "write_text", "open", "fdopen", "TextIOWrapper"}
+    binary = re.compile("^[rwax]?b|b[+]?$|^x?b")
+    seen = 0
+    for path in [*CODE.glob("*.py"), *CODE.glob("a3/*.py"), *REPOSITORY.glob("report/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            modes = [argument.value for argument in node.args
+                     if isinstance(argument, ast.Constant) and isinstance(argument.value, str)]
+            of_os = ast.unparse(node.func) in ("os.open", "gzip.open")
+            if name in texts and not of_os and not any(map(binary.search, modes)):
+                seen += 1
+                assert "encoding" in {keyword.arg for keyword in node.keywords}, (
+                    f"{path.name}, line {node.lineno}")
+    assert seen >= 6, seen
+
+
 # Where tests are started -------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("folder", "arguments"), [
