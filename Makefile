@@ -26,8 +26,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 # A half-finished installation leaves no mark, so that the next call begins it again.
 $(VENV)/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-	  || { echo "error: '$(PYTHON)' is older than Python 3.10; give a newer one as PYTHON=..."; exit 1; }
+	@$(PYTHON) code/a3/__init__.py
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
@@ -81,14 +80,8 @@ report: $(VENV)/installed
 	@$(PY) report/missing.py
 	@$(MAKE) --no-print-directory pdf
 
-LATEX := latexmk texlive-latex-recommended texlive-latex-extra texlive-fonts-recommended texlive-bibtex-extra
 pdf:
-	@$(PYTHON) report/macros.py
-	@command -v latexmk > /dev/null && command -v pdflatex > /dev/null \
-	  || { echo "error: the PDF needs LaTeX; on Debian or Ubuntu: apt-get install $(LATEX)"; exit 1; }
-	@cd report && latexmk -g -pdf -silent -interaction=nonstopmode -halt-on-error report.tex \
-	  > latexmk.log 2>&1 || { grep -A 3 '^!' report.log || cat latexmk.log; exit 1; }
-	@echo "done: report/report.pdf"
+	@$(PYTHON) report/pdf.py
 
 readme:
 	@$(PYTHON) report/readme.py
@@ -96,10 +89,12 @@ readme:
 check:
 	@$(PYTHON) report/check.py
 
-# The name goes to the script as it came, whatever signs are in it.
+# The name goes through the environment, read by neither make nor the shell.
+override LASTNAME := $(value LASTNAME)
+export LASTNAME
 submission:
-	@$(PYTHON) report/submission.py '$(subst ','\'',$(value LASTNAME))'
+	@$(PYTHON) report/submission.py
 
 clean:
 	rm -rf $(VENV) checkpoints demo study
-	cd report && rm -f numbers.tex *.aux *.bbl *.blg *.fdb_latexmk *.fls *.log *.out
+	cd report && rm -rf build numbers.tex *.aux *.bbl *.blg *.fdb_latexmk *.fls *.log *.out

@@ -30,13 +30,13 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from a3.cli import exit_with, flags, parse, run_name
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import a3_nf_template as nf
-from a3.cli import exit_with, flags, parse, run_name
 from a3.devices import float64
 from a3.nf_figures import save_bits_map, save_latent_figures, save_training_figures
 from a3.runs import Run, random_stream

@@ -9,11 +9,19 @@ texts, numbers and figures: it carries their fingerprint, so file dates do not m
 import math
 import re
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sources import REPORT, ReportError, figures, fingerprint, results, texts
+from sources import (
+    REPORT,
+    ReportError,
+    exit_with,
+    figures,
+    fingerprint,
+    read,
+    results,
+    texts,
+)
 
 PARTS = {"1": 15, "2": 7, "3": 8, "4": 1}  # questions in each part of the assignment
 GAP_PX, ZOOM = 2, 3  # of the image grids (code/a3/figures.py)
@@ -104,7 +112,7 @@ def findings(report: Path, question: str) -> Iterator[tuple[str, bool]]:
 def text_findings(report: Path) -> Iterator[tuple[str, bool]]:
     """Yield each finding about the text as a whole."""
     for name in texts(report):
-        if re.search("TODO", (report / name).read_text()):
+        if re.search("TODO", read(report / name)):
             yield f"a TODO is left in {name}", False
 
 
@@ -139,4 +147,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

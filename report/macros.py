@@ -1,4 +1,4 @@
-r"""Write numbers.tex: one macro for each number that the report names, from results/.
+r"""Write numbers.tex: a macro for each number that the report names, and for who wrote it.
 
 A number without a result stops the build, with one line that says which and where.
 
@@ -8,22 +8,52 @@ A number without a result stops the build, with one line that says which and whe
 import json
 import math
 import re
-import sys
+import unicodedata
 
-from sources import REPORT, ReportError, fingerprint, loops, numbers
+from sources import REPORT, ReportError, author, exit_with, fingerprint, loops, numbers, write
 
 ESCAPED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+           "'": r"\textquotesingle{}", "`": r"\textasciigrave{}",
            **{sign: "\\" + sign for sign in "#$%&_{}"}}
+LIGATURE = re.compile(r"(?<=[-<>,!?])(?=[-<>,])")  # of the T1 fonts: "--" is not one dash
+KNOWN = "‘’“”‚„–—«»·¡¿ßẞæÆœŒøØłŁđĐðÐþÞıŋŊ"  # noqa: RUF001 - to LaTeX, beside ASCII
+# The commands for Unicode's marks above a letter, and for those beside or below.
+ABOVE = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u",
+         "\u0307": ".", "\u0308": '"', "\u0309": "hookabove", "\u030a": "r", "\u030b": "H",
+         "\u030c": "v"}
+BELOW = {"\u031b": "horn", "\u0323": "d", "\u0326": "textcommabelow", "\u0327": "c",
+         "\u0328": "k", "\u0331": "b"}
+LETTER = re.compile(f"(.)([{''.join([*ABOVE, *BELOW])}]*)", re.DOTALL)
+
+
+def letter(match: re.Match) -> str:
+    """Return a letter with its marks, or a sign, as TeX.
+
+    Raises:
+        ReportError: the PDF's fonts lack it.
+    """
+    base, marks = match.groups()
+    if not (" " <= base <= "~" or base in KNOWN):
+        name = unicodedata.name(base, "not a letter")
+        raise ReportError(f"holds {base!r} ({name}), which the PDF's fonts lack; write it in "
+                          "Latin letters")
+    above = [ABOVE[mark] for mark in marks if mark in ABOVE]
+    text = f"\\{base}{{}}" if above and base in "ij" else ESCAPED.get(base, base)  # no dot
+    for command in [*(BELOW[mark] for mark in marks if mark in BELOW), *above]:
+        text = f"\\{command}{{{text}}}"
+    return text
 
 
 def typeset(value: object, decimals: str) -> str:
     """Return a result as TeX that is right in text and in formulas.
 
     Raises:
-        ReportError: it is neither number nor text, or a fraction without a number of decimals.
+        ReportError: it is neither number nor text, a fraction without a number of decimals, or
+            text in letters that the PDF's fonts lack.
     """
     if isinstance(value, str):
-        return "".join(ESCAPED.get(sign, sign) for sign in value)
+        parts = unicodedata.normalize("NFD", LIGATURE.sub("\0", value)).split("\0")
+        return "{}".join(LETTER.sub(letter, part) for part in parts)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ReportError(f"is not a number: {json.dumps(value)}")
     if not math.isfinite(value):
@@ -36,30 +66,26 @@ def typeset(value: object, decimals: str) -> str:
     return shown.replace(",", "{,}").replace("-", r"\ensuremath{-}")
 
 
-def main() -> int:
-    """Write numbers.tex beside the report; return the exit status."""
+def main() -> None:
+    """Write numbers.tex beside the report."""
     macros = {}
-    try:
-        for number in numbers(REPORT):
-            try:
-                text = typeset(number.value, number.decimals)
-            except ReportError as error:
-                raise ReportError(f"{number.where}: '{number.key}' {error}") from None
-            macros[f"num@{number.key}@{number.decimals}"] = rf"\endcsname{{{text}}}"
-        for key, names in loops(REPORT).items():
-            calls = "".join(f"#1{{{name}}}" for name in names)
-            macros[f"each@{key}"] = rf"\endcsname#1{{{calls}}}"
-        made_of = fingerprint(REPORT)
-    except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    lines = ["% Written by macros.py from results/; do not edit.",
-             rf"\newcommand{{\fingerprint}}{{{made_of}}}",
+    named = [(f"num@{number.key}@{number.decimals}", *number) for number in numbers(REPORT)]
+    named += [(f"student{key}", key, "", text, "report/author.tex")
+              for key, text in author(REPORT).items()]
+    for name, key, decimals, value, where in named:
+        try:
+            macros[name] = rf"\endcsname{{{typeset(value, decimals)}}}"
+        except ReportError as error:
+            raise ReportError(f"{where}: '{key}' {error}") from None
+    for key, names in loops(REPORT).items():
+        calls = "".join(f"#1{{{name}}}" for name in names)
+        macros[f"each@{key}"] = rf"\endcsname#1{{{calls}}}"
+    lines = ["% Written by macros.py from results/ and author.tex; do not edit.",
+             rf"\newcommand{{\fingerprint}}{{{fingerprint(REPORT)}}}",
              *(rf"\expandafter\def\csname {name}{rest}" for name, rest in sorted(macros.items()))]
-    (REPORT / "numbers.tex").write_text("\n".join(lines) + "\n")
-    print(f"{len(macros)} numbers of the results: report/numbers.tex")
-    return 0
+    write(REPORT / "numbers.tex", ("\n".join(lines) + "\n").encode())
+    print(f"{len(macros)} macros for numbers and author: report/numbers.tex")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -7,9 +7,10 @@ It says first which these are and how long they take. A stopped run goes on.
 
 import subprocess
 import sys
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from sources import REPORT, exit_with
+
+REPOSITORY = REPORT.parent
 # Results, what writes them, minutes on 2 cores; in the order in which they need each other.
 RUNS = {
     "vae-z20": ("code/a3_vae_template.py", 3),
@@ -27,12 +28,12 @@ RUNS = {
     "benchmark": ("code/benchmark.py", 8),
     "demonstrations": ("report/demonstrations.py", 1),
 }
-RESUMED = ("template.py", "variants.py", "multiscale.py")  # in the names of the scripts that have --resume
+RESUMED = ("template.py", "variants.py", "multiscale.py")  # scripts that have --resume
 
 
 def main() -> int:
     """Run what is missing; return the exit status of the first run that fails, else 0."""
-    results = REPOSITORY / "report" / "results"
+    results = REPORT / "results"
     missing = {name: run for name, run in RUNS.items() if not (results / f"{name}.json").exists()}
     if missing:
         print(f"report/results lacks {', '.join(missing)}: "
@@ -52,4 +53,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -6,12 +6,10 @@ Each stands between <!-- table: NAME --> and <!-- end -->; everything else in th
 """
 
 import re
-import sys
 from pathlib import Path
 
-from sources import record
+from sources import REPORT, ReportError, exit_with, read, record, write
 
-REPORT = Path(__file__).resolve().parent
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r"\{([^{}:]+):([^{}]*)\}")
 
@@ -107,18 +105,21 @@ def readme(text: str, results_folder: Path = REPORT / "results") -> str:
     return TABLE.sub(lambda match: match[1] + found[match[2]], text)
 
 
-def main() -> int:
-    """Fill the tables of README.md; return the exit status."""
+def main() -> None:
+    """Fill the tables of README.md.
+
+    Raises:
+        ReportError: a result is missing.
+    """
     file = REPORT.parent / "README.md"
+    old = read(file)
     try:
-        text = readme(file.read_text(encoding="utf-8"))
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        print(f"error: report/results lacks what README.md shows: {error!r}", file=sys.stderr)
-        return 1
-    file.write_text(text, encoding="utf-8")
+        text = readme(old)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ReportError(f"report/results lacks what README.md shows: {error!r}") from None
+    write(file, text.encode())
     print("README.md: tables filled from report/results")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -10,9 +10,16 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "code"))
+
+import a3  # noqa: F401 - refuses an old Python, so each tool imports this file first
 
 REPORT = Path(__file__).resolve().parent
 COMMENT = re.compile(r"(?<!\\)%.*")
@@ -21,6 +28,8 @@ INPUT = re.compile(r"\\input\{([^{}]*)\}")
 FIGURE = re.compile(r"\\includegraphics(?:\[[^\]]*\])?\{([^{}]*)\}")
 NUM = re.compile(r"\\num(?:\[(\d*)\])?\{([^{}]*)\}")
 EACH = re.compile(r"\\each\{([^{}#]*)\}")
+AUTHOR = re.compile(r"(name|number|email):\s*(.*)"
+                    r"|\\newcommand\{\\student(name|number|email)\}\{([^\\{}~$]*)\}")
 
 
 class ReportError(Exception):
@@ -36,6 +45,71 @@ class Number(NamedTuple):
     where: str
 
 
+def exit_with(main: Callable[[], int | None]) -> None:
+    """Run ``main`` and exit with its status; an error ends in one line and status 1."""
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale may lack our letters
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ReportError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def read(file: Path) -> str:
+    """Return a text, whatever the locale, without the mark that some editors begin it with.
+
+    Raises:
+        ReportError: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ReportError(f"{file.parent.name}/{file.name}, line {line}: this is not UTF-8; "
+                          "save the file as UTF-8 in your editor") from None
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ReportError: it cannot be written; what was there is still there.
+    """
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ReportError(f"cannot write '{file}': {error.strerror}") from None
+
+
+def author(report: Path) -> dict[str, str]:
+    r"""Return name, number and email in author.tex: plain text, also where \newcommand holds it.
+
+    Raises:
+        ReportError: a line is something else, or one is missing.
+    """
+    found = {}
+    for i, line in enumerate(read(report / "author.tex").splitlines(), start=1):
+        if line.strip() and not line.lstrip().startswith("%"):
+            match = AUTHOR.fullmatch(line.strip())
+            key = match and (match[1] or match[3])
+            if key is None or key in found:
+                raise ReportError(f"report/author.tex, line {i}: expected 'name: ...', 'number: "
+                                  "...' or 'email: ...', each once, as plain text without LaTeX, "
+                                  f"not {line!r}")
+            found[key] = match[2] or match[4] or ""
+    for key in ("name", "number", "email"):
+        if key not in found:
+            raise ReportError(f"report/author.tex has no line '{key}: ...'")
+    return found
+
+
 def texts(report: Path, name: str = "report") -> dict[str, str]:
     r"""Return the .tex files that LaTeX reads, from report.tex on, without their comments.
 
@@ -43,7 +117,7 @@ def texts(report: Path, name: str = "report") -> dict[str, str]:
     """
     file = report / f"{name}.tex"
     text = OPTIONAL.sub(lambda guard: rf"\input{{{guard[2]}}}" if (report / guard[1]).exists()
-                        else "", COMMENT.sub("", file.read_text()))
+                        else "", COMMENT.sub("", read(file)))
     found = {file.name: text}
     for part in INPUT.findall(text):
         if part != "numbers":
@@ -84,7 +158,8 @@ def finite(text: str) -> float:
     Raises:
         ValueError: it is not finite, or none.
     """
-    if not math.isfinite(value := float(text)):
+    value = float(text)
+    if not math.isfinite(value):
         raise ValueError(f"a number in it is {text}")
     return value
 
@@ -146,12 +221,12 @@ def loops(report: Path) -> dict[str, list[str]]:
 
 
 def fingerprint(report: Path) -> str:
-    """Return a hash of texts, style, references, numbers and figures: the PDF carries it.
+    """Return a hash of author, texts, style, references, numbers and figures: the PDF carries it.
 
     Raises:
-        ReportError: a number or a figure is missing.
+        ReportError: a number or a figure is missing, or who wrote the report.
     """
-    made_of = hashlib.sha256()
+    made_of = hashlib.sha256(repr(author(report)).encode())
     for number in numbers(report):
         made_of.update(repr((number.key, number.decimals, number.value)).encode())
     for file in [*(report / name for name in texts(report)), *sorted(report.glob("*.sty")),

@@ -1,55 +1,90 @@
-"""Pack the archive to hand in: the PDF and the code that git tracks, in their folders.
+"""Pack the archive to hand in: the PDF, what it is made of, and the code, in their folders.
 
-    python report/submission.py wen      # wen_assignment3.zip
+    python report/submission.py wen      # wen_assignment3.zip; or make submission LASTNAME=wen
 
 No name, no PDF: no archive.
 """
 
-import re
-import subprocess
+import io
+import os
 import sys
+import unicodedata
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from sources import REPORT, ReportError, author, exit_with, write
+
+REPOSITORY = REPORT.parent
 PDF = "report/report.pdf"
-PACKED = ["code", "*.py", "requirements.txt", "README.md", "Makefile"]  # what git tracks of these
+PACKED = ("code", "report", "README.md", "requirements.txt", "Makefile", ".gitignore")
+# Files and folders that stay out wherever they are: hidden, data, trained, made anew by a command.
+LEFT_OUT = (".*", "data", "checkpoints", "demo", "study", "*-partial-*", "*-partial.csv", "*.zip",
+            "*.gz", "*.npz", "*.pt", "*.pth", "venv", "env", "__pycache__", "*.pyc", "*.tmp",
+            "build", "*.aux", "*.bbl", "*.blg", "*.fdb_latexmk", "*.fls", "*.log", "*.out",
+            "*.synctex*", "numbers.tex")
+LONGEST = 50  # letters of a name; file systems allow 255 bytes with all that is added
 
 
-def pack(lastname: str) -> list[str]:
-    """Write <lastname>_assignment3.zip at the top of the repository; return what is in it.
+def files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder that belong to a submission."""
+    for path in sorted(folder.iterdir()):
+        if not any(path.match(pattern) for pattern in LEFT_OUT):
+            if path.is_dir() and not path.is_symlink():
+                yield from files(path)
+            elif path.is_file():
+                yield path
+
+
+def archive_name(lastname: str) -> str:
+    """Return the file name of the archive.
 
     Raises:
-        SystemExit: with one line, if the name is not one, or PDF or git is missing.
+        ReportError: it is not a last name.
     """
-    if not re.fullmatch(r"[^\W\d_]+([-'][^\W\d_]+)*", lastname):
-        sys.exit(f"error: '{lastname}' is not a last name; make submission LASTNAME=wen")
-    if not (REPOSITORY / PDF).exists():
-        sys.exit(f"error: there is no '{PDF}'; make pdf writes it")
-    listing = subprocess.run(["git", "ls-files", "-z", "--", *PACKED], cwd=REPOSITORY,
-                             capture_output=True, text=True, check=False)
-    names = [name for name in listing.stdout.split("\0") if name]
-    if not names:
-        sys.exit(f"error: '{REPOSITORY}' is not a git repository; git knows which code to pack")
-    names = sorted({PDF, *(name for name in names if (REPOSITORY / name).exists())})
-    with zipfile.ZipFile(REPOSITORY / f"{lastname}_assignment3.zip", "w",
-                         zipfile.ZIP_DEFLATED) as archive:
-        for name in names:
-            archive.write(REPOSITORY / name, name)
+    # A locale without our letters hands them over as single bytes.
+    name = lastname.encode(errors="surrogateescape").decode(errors="replace").strip()
+    kinds = {unicodedata.category(sign)[0] for sign in name if sign not in "-' \u2019"}
+    if not {"L"} <= kinds <= {"L", "M"} or name.startswith("-") or len(name) > LONGEST:
+        raise ReportError(f"{name!r} is not a last name of at most {LONGEST} letters, hyphens and "
+                          "apostrophes: make submission LASTNAME=wen")
+    return f"{'_'.join(name.split())}_assignment3.zip"
+
+
+def pack(archive: Path) -> list[str]:
+    """Write the archive; return what is in it.
+
+    Raises:
+        ReportError: there is no PDF, or the archive cannot be written.
+    """
+    if not (REPOSITORY / PDF).is_file():
+        raise ReportError(f"there is no '{PDF}'; make pdf writes it")
+    paths = [path for name in PACKED for path in (
+        files(REPOSITORY / name) if (REPOSITORY / name).is_dir() else [REPOSITORY / name])]
+    names = []
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
+        for path in filter(Path.is_file, paths):
+            name = path.relative_to(REPOSITORY).as_posix()
+            names.append(name.encode(errors="surrogateescape").decode(errors="replace"))
+            packed.write(path, names[-1])
+    write(archive, content.getvalue())
     return names
 
 
 def main() -> None:
     """Pack, and list what was packed."""
-    if len(sys.argv) != 2:
-        sys.exit("error: whose submission? make submission LASTNAME=wen")
-    lastname = sys.argv[1]
-    names = pack(lastname)
-    print("\n".join(f"  {name}" for name in names))
-    print(f"{lastname}_assignment3.zip: {len(names)} files")
-    if "Student Name" in (REPOSITORY / "report/author.tex").read_text():
+    lastname = " ".join(sys.argv[1:]) or os.environ.get("LASTNAME", "")
+    if not lastname:
+        raise ReportError("whose submission? make submission LASTNAME=wen")
+    name = archive_name(lastname)
+    no_author = author(REPORT)["name"] == "Student Name"
+    names = pack(REPOSITORY / os.fsdecode(name.encode()))
+    print("\n".join(f"  {packed}" for packed in names))
+    print(f"{name}: {len(names)} files")
+    if no_author:
         print("note: report/author.tex still holds no name; write yours there, then make pdf")
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

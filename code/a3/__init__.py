@@ -19,7 +19,15 @@
     judge_metrics     distances between two sets of features
     judge_comparison  the comparison's table: all measures, over repeats, ranks, memorisation
 
-Nothing here imports a script or ``datasets``: images are handed in.
+Nothing here imports a script or ``datasets``: images are handed in. This file refuses an old
+Python: the scripts and the report's tools import it, the Makefile runs it.
 """
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - this file is valid in older ones
+    sys.exit("error: Python 3.10 or newer is needed; this is "
+             f"{'.'.join(map(str, sys.version_info[:3]))} ('{sys.executable}'); "
+             "make takes another one as PYTHON=...")
 
 from a3 import interrupts  # noqa: F401  before what takes seconds to import

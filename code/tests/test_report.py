@@ -3,6 +3,7 @@
 import copy as copies
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ QUESTIONS = [*(f"1.{i}" for i in range(1, 16)), *(f"2.{i}" for i in range(1, 8))
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """Return the repository's report and code in a folder of their own."""
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("__pycache__", "build")
     for folder in ("report", "code"):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=ignore)
     for file in ("Makefile", "README.md", "requirements.txt"):
@@ -37,34 +38,35 @@ def copy(tmp_path) -> Path:
     return tmp_path
 
 
-def run(copy: Path, script: str, *argv: str) -> subprocess.CompletedProcess:
+def run(copy: Path, script: str, *argv: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, f"report/{script}.py", *argv], cwd=copy,
-                          capture_output=True, text=True, check=False)
+                          capture_output=True, text=True, check=False,
+                          env={**os.environ, **variables})
 
 
 def written(copy: Path) -> dict[str, str]:
     r"""Return the macros of numbers.tex: "num@<key>@<decimals>" and what it stands for."""
-    lines = (copy / "report/numbers.tex").read_text().splitlines()
+    lines = (copy / "report/numbers.tex").read_text(encoding="utf-8").splitlines()
     found = [re.fullmatch(r"\\expandafter\\def\\csname (.*?)\\endcsname(#1)?\{(.*)\}", line)
              for line in lines[2:]]
     return {match[1]: match[3] for match in found}
 
 
 def append(file: Path, text: str) -> None:
-    file.write_text(file.read_text() + text)
+    file.write_text(file.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
 def change_result(copy: Path, file: str, **changes) -> None:
     path = copy / "report/results" / f"{file}.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**record, **changes}), encoding="utf-8")
 
 
 def test_every_number_is_written_as_its_results_file_has_it(copy):
     assert run(copy, "macros").returncode == 0
     shown_by = written(copy)
     used = re.findall(r"\\num(?:\[(\d)\])?\{([^#}]*)\}",
-                      re.sub(r"(?<!\\)%.*", "", "".join(
-                          (REPORT / name).read_text() for name in sources.texts(REPORT))))
+                      "".join(sources.texts(REPORT).values()))
     assert len(used) > 150
     for decimals, name in used:
         file, *keys = name.split(".")
@@ -72,7 +74,7 @@ def test_every_number_is_written_as_its_results_file_has_it(copy):
             with (REPORT / "results" / f"{file}.csv").open() as table:
                 value = float(list(csv.DictReader(table))[int(keys[1])][keys[2]])
         else:
-            value = json.loads((REPORT / "results" / f"{file}.json").read_text())
+            value = json.loads((REPORT / "results" / f"{file}.json").read_text(encoding="utf-8"))
             for key in keys:
                 value = value[int(key)] if isinstance(value, list) else value[key]
         shown = shown_by[f"num@{name}@{decimals}"].replace("{,}", ",")
@@ -84,7 +86,7 @@ def test_every_number_is_written_as_its_results_file_has_it(copy):
 
 def test_a_number_without_a_result_stops_the_build_with_its_place(copy):
     gan = copy / "report/gan.tex"
-    line = gan.read_text().count("\n") + 2
+    line = gan.read_text(encoding="utf-8").count("\n") + 2
     append(gan, "%\\num{gan.in_a_comment}\n\\num[1]{gan.no_such.key}\n")
     failed = run(copy, "macros")
     assert (failed.returncode, failed.stdout) == (1, "")
@@ -165,12 +167,79 @@ def test_what_is_not_a_number_is_refused(value):
         macros.typeset(value, "1")
 
 
+# Who wrote it ------------------------------------------------------------------------------------
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+NAMED = "name: {}\nnumber: 1\nemail: a_b@c.nl\n"
+
+
+@pytest.mark.parametrize(("name", "tex"), [
+    ("O'Brien", r"O\textquotesingle{}Brien"), ("a--b", "a-{}-b"),
+    ("Łukasz Żółć", r"Łukasz \.{Z}\'{o}ł\'{c}"),
+    ("Nguyễn Văn Đức", r"Nguy\~{\^{e}}n V\u{a}n Đ\'{\horn{u}}c"), ("Ørsted", "Ørsted"),
+    (r"50%_#&~^\{}$", r"50\%\_\#\&\textasciitilde{}\textasciicircum{}"
+                      r"\textbackslash{}\{\}\$"), ("Şı̇ñ", None)])
+def test_names_are_typeset_as_they_stand(copy, name, tex):
+    """Whatever the locale, with the ends of lines and the mark that some editors write."""
+    text = "\ufeff" + NAMED.format(name).replace("\n", "\r\n")
+    (copy / "report/author.tex").write_bytes(text.encode())
+    made = run(copy, "macros", **ASCII)
+    assert made.returncode == 0, made.stderr
+    found = written(copy)
+    assert tex is None or found["studentname"] == tex, (found["studentname"], tex)
+    assert found["studentemail"] == r"a\_b@c.nl"
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (NAMED.format("王小明").encode(), "'name' holds .*Latin letters"),
+    (NAMED.format("Émile").encode("latin-1"), "author.tex, line 1: this is not UTF-8"),
+    (NAMED.format("Émile").encode("utf-16"), "author.tex, line 1: this is not UTF-8"),
+    (b"", "author.tex has no line 'name: ...'"),
+    (b"name: A\nname: B\n", "author.tex, line 2: expected"),
+    (b"\\newcommand{\\studentname}{\\'Emile}\n", "author.tex, line 1: expected"),
+    (None, "author.tex")])
+def test_what_cannot_be_typeset_is_told_in_one_line(copy, content, told):
+    file = copy / "report/author.tex"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    failed = run(copy, "macros", **ASCII)
+    assert failed.returncode == 1
+    assert re.fullmatch(f"error: .*{told}.*\n", failed.stderr), failed.stderr
+    assert not (copy / "report/numbers.tex").exists()
+
+
+def test_a_damaged_result_is_told_in_one_line(copy):
+    (copy / "report/results/nf.json").write_text("{", encoding="utf-8")
+    for script in ("macros", "check"):
+        failed = run(copy, script)
+        assert failed.returncode == 1
+        assert re.fullmatch("error: .*nf.json' cannot be read.*\n", failed.stderr), failed.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or not shutil.which("setpriv"),
+                    reason="needs setpriv")
+def test_a_report_that_cannot_be_written_is_told_in_one_line(copy):
+    """Root may write anywhere, so another user tries."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    for folder in (copy, *copy.parents[:2]):
+        folder.chmod(0o755)
+    failed = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/env", "python3",
+         "report/macros.py"], cwd=copy, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert re.fullmatch("error: cannot write '.*numbers.tex': .*\n", failed.stderr), failed.stderr
+
+
 @pytest.mark.parametrize("rows", [16, 18])
 def test_the_study_has_a_row_for_every_case(copy, rows):
-    keys = re.findall(r"#1\.(\w+)", (REPORT / "study-table.tex").read_text())
+    keys = re.findall(r"#1\.(\w+)", (REPORT / "study-table.tex").read_text(encoding="utf-8"))
     results = [{"nll_samples": 7, "precision": "float32", **dict.fromkeys(keys, i),
                 "name": f"case {i}"} for i in range(rows)]
-    (copy / "report/results/study.json").write_text(json.dumps({"rows": results, "epochs": 40}))
+    (copy / "report/results/study.json").write_text(
+        json.dumps({"rows": results, "epochs": 40}), encoding="utf-8")
     shutil.copy(REPORT / "figures/nf-bpd.pdf", copy / "report/figures/study-likelihoods.pdf")
     assert run(copy, "macros").returncode == 0
     found = written(copy)
@@ -197,7 +266,8 @@ def test_every_citation_has_its_reference():
     text = "".join(sources.texts(REPORT).values())
     cited = {key for keys in re.findall(r"\\cite[pt]?\{([^{}]*)\}", text)
              for key in keys.split(",")}
-    assert cited <= set(re.findall(r"@\w+\{(\w+),", (REPORT / "references.bib").read_text()))
+    references = (REPORT / "references.bib").read_text(encoding="utf-8")
+    assert cited <= set(re.findall(r"@\w+\{(\w+),", references))
 
 
 def test_every_question_has_its_heading_in_order():
@@ -236,7 +306,8 @@ def wrong_grid(copy: Path) -> None:
 
 def no_heading(copy: Path) -> None:
     file = copy / "report/nf.tex"
-    file.write_text(file.read_text().replace(r"\question{3.2}", r"\question{3.22}"))
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace(r"\question{3.2}", r"\question{3.22}"), encoding="utf-8")
 
 
 def left_to_do(copy: Path) -> None:
@@ -309,7 +380,7 @@ def test_the_name_of_a_submission_is_never_run(copy):
         assert "there is no 'report/report.pdf'" in told, told
 
 
-@pytest.mark.parametrize("argv", [[], ["../wen"], ["wen 1"], [""]])
+@pytest.mark.parametrize("argv", [[], ["../wen"], ["wen 1"], ["-rf"], ["w" * 51], ["!"], [""]])
 def test_the_archive_needs_a_name(copy, argv):
     refused = run(copy, "submission", *argv)
     assert refused.returncode == 1
@@ -324,20 +395,65 @@ def test_the_archive_needs_a_pdf(copy):
     assert re.fullmatch("error: .*report.pdf.*\n", refused.stderr), refused.stderr
 
 
-def test_the_archive_holds_the_pdf_and_the_tracked_code(copy):
-    code = sorted(str(path.relative_to(copy)) for folder in ("code", "report")
-                  for path in (copy / folder).rglob("*.py"))
-    for command in (["init", "--quiet"], ["add", "--force", "code", "report", "README.md"]):
-        subprocess.run(["git", *command], cwd=copy, check=True)
-    (copy / "code/untracked.py").touch()
-    packed = run(copy, "submission", "wen")
+def git_of_its_own(copy: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)
+
+
+def corrupt_git(copy: Path) -> None:
+    (copy / ".git").write_text("gitdir: nowhere", encoding="utf-8")
+
+
+@pytest.mark.parametrize("around", [git_of_its_own, corrupt_git, lambda copy: None])
+def test_the_archive_holds_report_and_code_whatever_git_knows(copy, around):
+    around(copy)
+    for left_out in ("code/data/x.py", "code/.venv/x.py", "code/__pycache__/x.pyc",
+                     "code/runs/a.pt", "report/build/report.log", "report/numbers.tex"):
+        (copy / left_out).parent.mkdir(parents=True, exist_ok=True)
+        (copy / left_out).touch()
+    (copy / "code/new.py").touch()
+    packed = run(copy, "submission", "wen", PATH="")
     assert packed.returncode == 0, packed.stderr
     with zipfile.ZipFile(copy / "wen_assignment3.zip") as archive:
         names = archive.namelist()
         assert archive.read("report/report.pdf") == (REPORT / "report.pdf").read_bytes()
-    assert sorted(names) == sorted([*code, "README.md", "code/pyproject.toml",
-                                    "report/report.pdf"])
+    code = [path.relative_to(REPOSITORY).as_posix() for folder in ("code", "report")
+            for path in (REPOSITORY / folder).rglob("*.py")]
+    expected = {*code, "code/new.py", "README.md", "Makefile", "requirements.txt",
+                "code/pyproject.toml", "report/report.tex", "report/results/nf.json"}
+    assert expected <= set(names), expected - set(names)
+    assert len(names) == len(set(names))
+    assert not [name for name in names if re.search("x.py|a.pt|report.log|numbers", name)]
     assert all(f"  {name}\n" in packed.stdout for name in names)
+
+
+@pytest.mark.parametrize(("lastname", "archive"), [
+    ("O'Brien", "O'Brien_assignment3.zip"), ("van der Wen", "van_der_Wen_assignment3.zip"),
+    ("Żółć", "Żółć_assignment3.zip"), ("x; touch f", None), ("$(shell touch f)", None),
+    ("`touch f`", None), ('"; touch f; "', None), ("$$(touch f)", None), ("../wen", None)])
+def test_make_hands_a_name_over_as_it_is(copy, lastname, archive):
+    made = subprocess.run(["make", "submission", f"LASTNAME={lastname}",
+                           f"PYTHON={sys.executable}"], cwd=copy, capture_output=True, text=True,
+                          check=False)
+    assert not (copy / "f").exists()
+    assert [path.name for path in copy.glob("*.zip")] == [archive] * bool(archive), made.stderr
+    assert archive or "is not a last name" in made.stderr, made.stderr
+
+
+OLD = [path for pattern in ("python3.[6-9]", ".pyenv/versions/3.[6-9].*/bin/python3")
+       for folder in (Path("/usr/bin"), Path.home()) for path in folder.glob(pattern)]
+
+
+@pytest.mark.skipif(not OLD, reason="needs a Python older than 3.10")
+@pytest.mark.parametrize("script", [
+    "code/a3/__init__.py", *(f"report/{name}.py" for name in (
+        "check", "demonstrations", "macros", "pdf", "readme", "submission"))])
+def test_an_old_python_is_refused_in_one_line(script):
+    for old in OLD:
+        refused = subprocess.run([old, script], cwd=REPOSITORY, capture_output=True, text=True,
+                                 env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, check=False)
+        assert refused.returncode == 1
+        assert re.fullmatch(r"error: Python 3\.10 or newer is needed; .*PYTHON=.*\n",
+                            refused.stderr), (old, refused.stderr)
 
 
 def test_without_latex_the_packages_are_named_and_the_numbers_written(copy):
@@ -347,22 +463,37 @@ def test_without_latex_the_packages_are_named_and_the_numbers_written(copy):
     failed = subprocess.run([shutil.which("make"), "pdf"], cwd=copy, env={"PATH": str(tools)},
                             capture_output=True, text=True, check=False)
     assert failed.returncode == 2
-    assert "apt-get install latexmk" in failed.stdout.splitlines()[-1]
+    assert "apt-get install latexmk" in failed.stderr
     assert len(written(copy)) > 150
 
 
 @pytest.mark.skipif(not shutil.which("latexmk"), reason="needs LaTeX")
 def test_the_report_compiles_without_complaints(copy):
     no_pdf(copy)
+    (copy / "report/author.tex").write_text(NAMED.format(
+        r"Nguyễn Văn Đức, Łukasz Żółć, Ørsted, O'Brien 50%_#&~^\{}$"),
+        encoding="utf-8")
     made = subprocess.run(["make", "pdf"], cwd=copy, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stdout
-    log = (copy / "report/report.log").read_text(errors="replace")
+    log = (copy / "report/build/report.log").read_text(encoding="utf-8", errors="replace")
     assert not re.findall(r"undefined|multiply defined|Missing character", log)
     assert all(float(width) <= 2 for width in re.findall(r"Overfull .*?\(([\d.]+)pt", log))
     pages = dict(re.findall(r"\\newlabel\{([^}]*)\}\{\{[^}]*\}\{(\d+)\}",
-                            (copy / "report/report.aux").read_text()))
+                            (copy / "report/build/report.aux").read_text(encoding="utf-8")))
     assert int(pages["q:4.1"]) <= 16 and int(pages["tab:comparison"]) <= 16
     assert run(copy, "check").returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("latexmk"), reason="needs LaTeX")
+def test_an_error_of_latex_leaves_the_pdf_and_is_told_with_its_place(copy):
+    before = (copy / "report/report.pdf").read_bytes()
+    line = (copy / "report/vae.tex").read_text(encoding="utf-8").count("\n") + 1
+    append(copy / "report/vae.tex", "\\nosuchcommand\n")
+    failed = run(copy, "pdf")
+    assert failed.returncode == 1
+    told = rf"error: LaTeX stopped: \S*vae.tex:{line}: .*; see report/build/report.log\n"
+    assert re.fullmatch(told, failed.stderr), failed.stderr
+    assert (copy / "report/report.pdf").read_bytes() == before
 
 
 # The experiments ---------------------------------------------------------------------------------
