@@ -1,14 +1,14 @@
-"""One comparison of the three models on held-out data (question 4.1).
+"""One comparison of the models on held-out data (question 4.1).
 
 The VAE's and the flow's likelihoods are of different data (binary and 8-bit images) and the GAN
-has none, so the comparison is of what all three can do: draw samples. They are judged in one
-domain. All images, real and drawn, become binary by a Bernoulli draw of each pixel, and a
-classifier trained on such images gives the features that a3/judge_metrics.py measures. The floor
-is the score of MNIST's last 10,000 training images, on which neither the GAN, the flow nor the
-classifier was trained; most of them, in another binarization, are among the VAE's training images.
+has none, so the comparison is of what all can do: draw samples. They are judged in one domain. All
+images, real and drawn, become binary by a Bernoulli draw of each pixel, and a classifier trained
+on such images gives the features that a3/judge_metrics.py measures. The floor is the score of
+MNIST's last 10,000 training images, on which neither the GAN, the flows nor the classifier was
+trained; most of them, in another binarization, are among the VAEs' training images.
 
-    python code/evaluate.py                          # after the three full runs: 8 min on 2 cores
-    python code/evaluate.py --nll_samples 500 --repeats 2         # 2 min: wider errors
+    python code/evaluate.py                     # after the full runs: 16 min on 2 cores
+    python code/evaluate.py --models vae gan nf      # the assignment's three
 """
 
 import argparse
@@ -35,11 +35,15 @@ from a3.judge_comparison import measure_samples, memorisation, over_repeats, ran
 from a3.judge_metrics import nearest
 from a3.latents import slerp
 from a3.records import REPOSITORY, report_folder, write_record
-from a3.runs import finished_run, progress, random_stream
+from a3.runs import RunError, finished_run, progress, random_stream
 from datasets import Split, bernoulli, binarize, bmnist, mnist
+from nf_multiscale import Model as MultiscaleModel
 from vae_variants import trained_vae
 
-NAMES = {"vae": "VAE", "gan": "GAN", "nf": "flow"}
+# The contestants: their usual runs, and what they are.
+RUNS = {"vae": ("vae-z20", "the VAE"), "gan": ("gan", "the GAN"), "nf": ("nf", "the flow"),
+        "nf_multiscale": ("nf-multiscale", "the multi-scale flow"),
+        "vae_best": ("vae-best", "the VAE of the highest likelihood")}
 INTERPOLATED = (3, 8)  # digits at the ends of the walks
 TIMED_SAMPLES = 1000
 IMAGE_ROWS = 100  # images in a batch of the VAE's likelihood
@@ -47,11 +51,13 @@ IMAGE_ROWS = 100  # images in a batch of the VAE's likelihood
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
-    parser = tool_flags("Compare the trained VAE, GAN and flow.", ("mnist", "sample"))
+    parser = tool_flags("Compare the trained models.", ("mnist", "sample"))
     add = parser.add_argument
-    for name, run in (("vae", "vae-z20"), ("gan", "gan"), ("nf", "nf")):
+    add("--models", nargs="+", choices=RUNS, default=list(RUNS), metavar="MODEL",
+        help=f"which are compared: {', '.join(RUNS)}")
+    for name, (run, what) in RUNS.items():
         add(f"--{name}", type=run_label, default=run, metavar="RUN",
-            help=f"finished run of the {NAMES[name]}")
+            help=f"finished run of {what}")
     add("--nll_samples", type=positive_int, default=2000, metavar="K",
         help="importance samples for each image's likelihood under the VAE")
     add("--iw_samples", type=positive_int, default=16, metavar="K",
@@ -87,16 +93,16 @@ class Trained:
     decode: Callable[[Tensor], Tensor]
 
 
-def load_vae(args: argparse.Namespace) -> Trained:
-    """Return the VAE; its code of an image is the middle of q(z|x)."""
-    model, results = trained_vae(args.vae, args.out, args.device)
+def load_vae(run: str, args: argparse.Namespace) -> Trained:
+    """Return a VAE; its code of an image is the middle of q(z|x)."""
+    model, results = trained_vae(run, args.out, args.device)
     return Trained(results, model, lambda n, noise: model.sample(n, noise)[1],
                    lambda x: model.code(binarize(x).float()), model.decode)
 
 
-def load_gan(args: argparse.Namespace) -> Trained:
+def load_gan(run: str, args: argparse.Namespace) -> Trained:
     """Return the GAN's generator, the averaged one if the recipe has it."""
-    state, results = finished_run(args.gan, args.out, "a3_gan_template.py", "latent_dim")
+    state, results = finished_run(run, args.out, "a3_gan_template.py", "latent_dim")
     flags = state["flags"]
     model = gan.GAN(flags["latent_dim"], flags["loss"], flags["recipe"])
     model.load_state_dict(state["kept"]["model"])
@@ -105,24 +111,50 @@ def load_gan(args: argparse.Namespace) -> Trained:
                    lambda z: grey(generator.decode(z)))
 
 
-def load_nf(args: argparse.Namespace) -> Trained:
+def load_nf(run: str, args: argparse.Namespace) -> Trained:
     """Return the flow; the code of an image has the noise of one fixed dequantization."""
-    state, results = finished_run(args.nf, args.out, "a3_nf_template.py", "n_flows")
+    state, results = finished_run(run, args.out, "a3_nf_template.py", "n_flows")
     flags = state["flags"]
-    model = nf.Model(n_flows=flags["n_flows"], n_hidden=flags["n_hidden"]).to(args.device)
+    model = nf.Model(n_flows=flags["n_flows"], n_hidden=flags["n_hidden"])
     model.load_state_dict(state["kept"]["model"])
-    return Trained(results, model.eval(), lambda n, noise: model.sample(n, noise) / 255,
+    return as_flow(model, results, args)
+
+
+def load_multiscale(run: str, args: argparse.Namespace) -> Trained:
+    """Return the multi-scale flow, likewise.
+
+    Raises:
+        RunError: the run is another model's.
+    """
+    state, results = finished_run(run, args.out, "nf_multiscale.py", "epochs")
+    model = MultiscaleModel()
+    try:
+        model.load_state_dict(state["kept"]["model"])
+    except RuntimeError:
+        raise RunError(f"the run '{run}' is not one of code/nf_multiscale.py; name another "
+                       "run") from None
+    return as_flow(model, results, args)
+
+
+def as_flow(model: nn.Module, results: dict, args: argparse.Namespace) -> Trained:
+    """Return a flow as the comparison sees it."""
+    model = model.to(args.device).eval()
+    return Trained(results, model, lambda n, noise: model.sample(n, noise) / 255,
                    lambda x: model.encode(x.float(), random_stream(0, "codes"))[0],
                    lambda z: model.decode(z) / 255)
 
 
+LOADERS = {"vae": load_vae, "gan": load_gan, "nf": load_nf, "nf_multiscale": load_multiscale,
+           "vae_best": load_vae}
+
+
 def load_models(args: argparse.Namespace) -> dict[str, Trained]:
-    """Load the three finished runs.
+    """Load the finished runs of the models that are compared.
 
     Raises:
         RunError: one is missing or was stopped half-way; the message names the command.
     """
-    return {"vae": load_vae(args), "gan": load_gan(args), "nf": load_nf(args)}
+    return {name: LOADERS[name](getattr(args, name), args) for name in RUNS if name in args.models}
 
 
 # Likelihood: each model on its own data ----------------------------------------------------------
@@ -137,8 +169,13 @@ def vae_likelihood(model: vae.VAE, test, args: argparse.Namespace) -> dict:
             **in_units(estimate, "test_nll", args.nll_samples)}
 
 
-def nf_likelihood(model: nf.Model, test, args: argparse.Namespace) -> dict:
-    """Return bits per dimension of 8-bit test images: with one noise draw, and with many."""
+def nf_likelihood(model: nn.Module, test, args: argparse.Namespace) -> dict:
+    """Return bits per dimension of 8-bit test images: with one noise draw, and with many.
+
+    The multi-scale flow's are exact, and need no draws.
+    """
+    if isinstance(model, MultiscaleModel):
+        return {"test_bits_per_dim": nf.epoch_iter(model, test)}
     noise = random_stream(args.seed, "importance weighting")
     estimate = importance_sampled_nll(partial(model.log_weights, noise=noise), test,
                                       args.iw_samples, args.chunk)
@@ -259,8 +296,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
     train, val, test = mnist(args.data_root, dataset=args.dataset, device=args.device)
     name = run_name("comparison", args, train.source, "mnist")
     out = report_folder(args.out)
-    binary_test = bmnist(args.data_root, device=args.device,
-                         dataset=models["vae"].results["data"]["name"])[2]
     digits = [Split(255 * binarize(split.images, seed), split.source, split.labels)
               for seed, split in enumerate((train, test))]
     classifier, facts = trained_classifier(
@@ -278,12 +313,16 @@ def main(argv: Sequence[str] | None = None) -> dict:
         drawn = bernoulli(model.draw(len(test.images), noise), noise)
         table[key].update(memorisation(drawn, binary["train"], usual)[0])
         table[key].update(cost(model, noise, args.device))
-        table[key]["round_trip_rms"] = round_trip(model, test.images[:1000], key == "vae")
+        is_vae = LOADERS[key] is load_vae
+        table[key]["round_trip_rms"] = round_trip(model, test.images[:1000], is_vae)
+        if is_vae:
+            binary_test = bmnist(args.data_root, device=args.device,
+                                 dataset=model.results["data"]["name"])[2]
+            table[key].update(vae_likelihood(model.network, binary_test, args))
+        elif model.codes is not None:
+            table[key].update(nf_likelihood(model.network, test, args))
     save_figures(models, test, binary["train"], classifier, args, out / "figures" / name)
 
-    print("likelihoods", flush=True)
-    table["vae"].update(vae_likelihood(models["vae"].network, binary_test, args))
-    table["nf"].update(nf_likelihood(models["nf"].network, test, args))
     keys = sorted({key for row in table.values() for key in row})
     rows = {key: {one: row.get(one) for one in keys} for key, row in table.items()}
     results = write_record(

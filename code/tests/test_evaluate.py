@@ -3,6 +3,7 @@
 import json
 import math
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 import evaluate
+import nf_multiscale
 import vae_variants
 from a3 import figures, judge_classifier, judge_metrics
 from a3.importance import Estimate
@@ -19,6 +21,10 @@ from a3.judge_comparison import BETTER_HIGH
 from a3.runs import RunError
 from datasets import Split
 from made_up import SMOKE
+
+SCRIPTS = {"vae": (vae, ["--zdim", "3", "--hidden_dim", "16"]),
+           "nf": (nf, ["--n_flows", "1", "--n_hidden", "8"]),
+           "nf_multiscale": (nf_multiscale, []), "gan": (gan, [])}
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +34,15 @@ def results(tmp_path_factory, request) -> tuple[dict, dict, list[str]]:
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)
     for module, name, value in ((gan, "EVALUATION_SAMPLES", 300), (judge_classifier, "EPOCHS", 1),
-                                (judge_metrics, "SUBSETS", 10), (figures, "ZOOM", 1)):
+                                (judge_metrics, "SUBSETS", 10), (figures, "ZOOM", 1),
+                                (nf_multiscale, "COARSE", 8), (nf_multiscale, "FINE", 8),
+                                (nf_multiscale, "ROUND_TRIPS", 20)):
         patch.setattr(module, name, value)
-    flags = ["--dataset", "sample", "--device", "cpu", "--out", str(out)]
-    for name, script, own in (("vae", vae, ["--zdim", "3", "--hidden_dim", "16"]),
-                              ("nf", nf, ["--n_flows", "1", "--n_hidden", "8"]),
-                              ("gan", gan, [])):
+    flags = ["--dataset", "sample", "--device", "cpu", "--out", str(out), "--models", *SCRIPTS]
+    for name, (script, own) in SCRIPTS.items():
+        before = {*(out / "results").glob("*.json")}
         script.main([*SMOKE, "--epochs", "1", "--out", str(out), *own])
-        (run,) = (out / "results").glob(f"{name}-*.json")
+        (run,) = {*(out / "results").glob("*.json")} - before
         flags += [f"--{name}", run.stem]
     small = [*flags, "--samples", "300", "--repeats", "2", "--iw_samples", "3"]
     one = evaluate.main([*small, "--nll_samples", "40", "--chunk", "40"])
@@ -46,7 +53,8 @@ def results(tmp_path_factory, request) -> tuple[dict, dict, list[str]]:
 def test_the_comparison_has_the_same_keys_for_all_and_is_written(results):
     one, other, flags = results
     out = evaluate.parse_args(flags).out
-    assert set(one["vae"]) == set(one["gan"]) == set(one["nf"]) == set(one["floor"])
+    assert {frozenset(one[name]) for name in (*SCRIPTS, "floor")} == {frozenset(one["vae"])}
+    assert "vae_best" not in one, "it is not among --models"
     written = {json.dumps(json.loads(file.read_text())): file.stem
                for file in (out / "results").glob("comparison*.json")}
     assert set(written) == {json.dumps(one), json.dumps(other)}
@@ -71,7 +79,7 @@ def test_other_seeds_and_chunks_agree_within_the_stated_errors(results):
 
 def test_real_images_beat_untrained_models_in_every_measure(results):
     one, _, _ = results
-    for name in ("vae", "gan", "nf"):
+    for name in SCRIPTS:
         for key, high in BETTER_HIGH.items():
             model, floor = one[name][key], one["floor"][key]
             if key not in ("density", "clear_share"):
@@ -81,6 +89,7 @@ def test_real_images_beat_untrained_models_in_every_measure(results):
 def test_the_round_trips_are_those_of_their_models(results):
     one, _, _ = results
     assert one["nf"]["round_trip_rms"] < 0.01 < one["vae"]["round_trip_rms"]
+    assert one["nf_multiscale"]["round_trip_rms"] == 0, "whole numbers come back as they were"
     assert one["gan"]["round_trip_rms"] is None
 
 
@@ -93,6 +102,9 @@ def test_the_loaded_models_are_those_of_the_runs_in_eval_mode(results):
         assert isinstance(model.network, nn.Module) and not model.network.training, name
     assert one["vae"]["test_elbo_nats"] == models["vae"].results["test_elbo_nats"]
     assert one["nf"]["test_bits_per_dim"] == models["nf"].results["test_bits_per_dim"]
+    multiscale = models["nf_multiscale"].results["test_bits_per_dim"]
+    assert math.isclose(one["nf_multiscale"]["test_bits_per_dim"], multiscale, rel_tol=1e-6)
+    assert one["nf_multiscale"]["test_nll_nats"] is None, "it is exact, and no estimate"
 
 
 def test_estimates_are_given_in_both_units():
@@ -114,10 +126,11 @@ def test_a_missing_run_is_told_in_one_line(tmp_path):
 
 def test_a_run_of_another_script_is_refused_in_one_line(results):
     flags = results[2]
-    runs = {name: flags[flags.index(f"--{name}") + 1] for name in ("vae", "gan", "nf")}
-    for name, other in (("vae", "gan"), ("gan", "nf"), ("nf", "vae")):
+    runs = {name: flags[flags.index(f"--{name}") + 1] for name in SCRIPTS}
+    for name, other in (("vae", "gan"), ("gan", "nf"), ("nf", "vae"), ("nf_multiscale", "nf")):
+        script = Path(SCRIPTS[name][0].__file__).name
         with pytest.raises(RunError, match=f"the run '{runs[other]}' is not one of "
-                                           f"code/a3_{name}_template.py") as error:
+                                           f"code/{script}") as error:
             evaluate.main([*flags, f"--{name}", runs[other]])
         assert "\n" not in str(error.value)
 
