@@ -197,8 +197,10 @@ def test_another_result_changes_its_table_and_nothing_else(table, file, keys, tm
 def test_a_readme_without_its_results_stays_and_says_so_in_one_line(tmp_path):
     (tmp_path / "report").mkdir()
     shutil.copytree(REPORT / "results", tmp_path / "report/results")
-    for script in ("readme.py", "sources.py"):
-        shutil.copy(REPORT / script, tmp_path / "report")
+    for file in ("report/readme.py", "report/sources.py", "code/a3/__init__.py",
+                 "code/a3/interrupts.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / file, tmp_path / file)
     (tmp_path / "report/results/nf.json").unlink()
     (tmp_path / "README.md").write_text(README)
     failed = subprocess.run([sys.executable, "report/readme.py"], cwd=tmp_path,
