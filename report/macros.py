@@ -39,7 +39,7 @@ def letter(match: re.Match) -> str:
                           "Latin letters")
     above = [ABOVE[mark] for mark in marks if mark in ABOVE]
     text = f"\\{base}{{}}" if above and base in "ij" else ESCAPED.get(base, base)  # no dot
-    for command in [*(BELOW[mark] for mark in marks if mark in BELOW), *above]:
+    for command in [*above, *(BELOW[mark] for mark in marks if mark in BELOW)]:
         text = f"\\{command}{{{text}}}"
     return text
 
