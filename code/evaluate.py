@@ -34,10 +34,12 @@ from a3.judge_classifier import classify, features, trained_classifier
 from a3.judge_comparison import measure_samples, memorisation, over_repeats, rank
 from a3.judge_metrics import nearest
 from a3.latents import slerp
+from a3.nf_figures import save_bits_maps
 from a3.records import REPOSITORY, report_folder, write_record
 from a3.runs import RunError, finished_run, progress, random_stream
 from datasets import Split, bernoulli, binarize, bmnist, mnist
 from nf_multiscale import Model as MultiscaleModel
+from nf_multiscale import spent_bits
 from vae_variants import trained_vae
 
 # The contestants: their usual runs, and what they are.
@@ -194,6 +196,37 @@ def in_units(estimate: Estimate, key: str, draws: int) -> dict:
     return numbers
 
 
+@torch.no_grad()
+def pixel_terms(model: nf.Model, x: Tensor, noise: torch.Generator) -> Tensor:
+    """Return what each pixel adds to the flow's log p(x + u), (B, 784) nats.
+
+    That is its own prior and the logarithm of its own derivatives: of the logit, and of the scales
+    of the couplings that change it.
+    """
+    pixels = model.dequantize(x, noise).reshape(-1, 1)
+    z, terms = model.logit_normalize(pixels, torch.zeros(len(pixels), device=x.device))
+    z, terms = z.reshape(x.shape), terms.reshape(x.shape)
+    for layer in model.flow.layers:
+        h, _ = layer.nn(z[:, layer.kept]).chunk(2, dim=1)
+        terms = terms.index_add(1, layer.changed, torch.tanh(h))
+        z, _ = layer(z, terms[:, 0])
+    return terms + nf.log_prior(z)
+
+
+def where_bits_are_spent(models: dict[str, Trained], test, path: Path, seed: int) -> dict:
+    """Draw the bits that each flow spends on each pixel; return them by region, an image."""
+    maps, rows = {}, {}
+    for name, what in (("nf", "flow"), ("nf_multiscale", "multi-scale flow")):
+        if name in models:
+            network, noise = models[name].network, random_stream(seed, "bits")
+            maps[what], rows[name] = spent_bits(
+                network.log_probs if isinstance(network, MultiscaleModel)
+                else partial(pixel_terms, network, noise=noise), test)
+    if maps:
+        save_bits_maps(maps, path)
+    return rows
+
+
 # Cost and latent space ---------------------------------------------------------------------------
 
 def cost(model: Trained, noise: torch.Generator, device: str) -> dict:
@@ -323,6 +356,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
             table[key].update(nf_likelihood(model.network, test, args))
     save_figures(models, test, binary["train"], classifier, args, out / "figures" / name)
 
+    for key, numbers in where_bits_are_spent(
+            models, test, out / "figures" / f"{name}-bits.pdf", args.seed).items():
+        table[key].update(numbers)
     keys = sorted({key for row in table.values() for key in row})
     rows = {key: {one: row.get(one) for one in keys} for key, row in table.items()}
     results = write_record(

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 import a3_nf_template as nf
 from a3.devices import float64
-from a3.nf_figures import save_bits_map, save_latent_figures, save_training_figures
+from a3.nf_figures import save_bits_maps, save_latent_figures, save_training_figures
 from a3.runs import Run, random_stream
 from datasets import RandomShift, mnist
 
@@ -326,11 +326,16 @@ def regions(x: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def spent_bits(model: nn.Module, data) -> tuple[Tensor, dict[str, float]]:
-    """Return where bits are spent: each pixel's average, (784,); each region's, an image."""
+def spent_bits(log_probs: Callable[[Tensor], Tensor], data) -> tuple[Tensor, dict[str, float]]:
+    """Return where bits are spent: each pixel's average, (784,); each region's, an image.
+
+    Args:
+        log_probs: images (B, 784) to what each pixel adds to log p, (B, 784) nats.
+        data: a Split.
+    """
     bits, by_region = torch.zeros(SIDE**2, dtype=torch.float64), {}
     for x in data:
-        spent = -float64(model.log_probs(x)) / math.log(2)
+        spent = -float64(log_probs(x)) / math.log(2)
         bits += spent.sum(dim=0)
         for region, chosen in regions(x).items():
             by_region[region] = by_region.get(region, 0.0) + spent[chosen.cpu()].sum().item()
@@ -343,8 +348,8 @@ def evaluate(run: Run, model: nn.Module, test) -> dict:
     """Return the final numbers: the last epoch's, and test's, on which nothing is chosen."""
     x = test.pixels(test.images[:ROUND_TRIPS])
     z, _ = model.encode(x, random_stream(run.args.seed, "round trip"))
-    bits, by_region = spent_bits(model, test)
-    save_bits_map(bits, run.figure("bits.pdf"))
+    bits, by_region = spent_bits(model.log_probs, test)
+    save_bits_maps({"average of the test images": bits}, run.figure("bits.pdf"))
     return {"untrained_bits_per_dim": run.history[0]["val_bits_per_dim"], **run.last_numbers(),
             "test_bits_per_dim": bits.mean().item(), **by_region,
             "test_base_bits_per_dim": bits[model.grid.cpu()].mean().item(),

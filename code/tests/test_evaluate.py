@@ -36,7 +36,8 @@ def results(tmp_path_factory, request) -> tuple[dict, dict, list[str]]:
     for module, name, value in ((gan, "EVALUATION_SAMPLES", 300), (judge_classifier, "EPOCHS", 1),
                                 (judge_metrics, "SUBSETS", 10), (figures, "ZOOM", 1),
                                 (nf_multiscale, "COARSE", 8), (nf_multiscale, "FINE", 8),
-                                (nf_multiscale, "ROUND_TRIPS", 20)):
+                                (nf_multiscale, "ROUND_TRIPS", 20),
+                                (evaluate, "TIMED_SAMPLES", 50)):
         patch.setattr(module, name, value)
     flags = ["--dataset", "sample", "--device", "cpu", "--out", str(out), "--models", *SCRIPTS]
     for name, (script, own) in SCRIPTS.items():
@@ -59,8 +60,8 @@ def test_the_comparison_has_the_same_keys_for_all_and_is_written(results):
                for file in (out / "results").glob("comparison*.json")}
     assert set(written) == {json.dumps(one), json.dumps(other)}
     drawn = {file.name for file in (out / "figures").glob("comparison*")}
-    assert drawn == {f"{name}-{figure}.png" for name in written.values()
-                     for figure in ("samples", "nearest", "walks")}
+    assert drawn == {f"{name}-{figure}" for name in written.values()
+                     for figure in ("samples.png", "nearest.png", "walks.png", "bits.pdf")}
     assert one["gan"]["test_nll_nats"] is None and one["floor"]["test_nll_nats"] is None
     assert one["vae"]["test_nll_draws"] == 40 and other["vae"]["test_nll_draws"] == 41
 
@@ -105,6 +106,23 @@ def test_the_loaded_models_are_those_of_the_runs_in_eval_mode(results):
     multiscale = models["nf_multiscale"].results["test_bits_per_dim"]
     assert math.isclose(one["nf_multiscale"]["test_bits_per_dim"], multiscale, rel_tol=1e-6)
     assert one["nf_multiscale"]["test_nll_nats"] is None, "it is exact, and no estimate"
+
+
+def test_the_terms_of_all_pixels_are_the_flows_density(results):
+    one, _, _ = results
+    torch.manual_seed(0)
+    model = nf.Model(n_flows=1, n_hidden=8).eval()
+    for part in model.parameters():
+        part.data += 0.1 * torch.randn_like(part)
+    x = torch.randint(0, 256, (3, 784)).float()
+    terms, whole = (work(torch.Generator().manual_seed(1)) for work in (
+        lambda noise: evaluate.pixel_terms(model, x, noise), lambda noise: model(x, noise)))
+    assert torch.allclose(terms.sum(dim=1), whole, rtol=1e-5)
+    for name in ("nf", "nf_multiscale"):
+        row = one[name]
+        spent = row["test_bits_background"] + row["test_bits_edge"] + row["test_bits_inside"]
+        assert math.isclose(spent / 784, row["test_bits_per_dim"], rel_tol=0.02)
+    assert one["vae"]["test_bits_edge"] is None
 
 
 def test_estimates_are_given_in_both_units():

@@ -272,7 +272,7 @@ def test_regions_part_the_image():
 @torch.no_grad()
 def test_spent_bits_are_those_of_the_average_loss():
     model, data = randomised().float(), grey(50, batch_size=20)
-    bits, by_region = ms.spent_bits(model, data)
+    bits, by_region = ms.spent_bits(model.log_probs, data)
     expected = nf.epoch_iter(model, data)
     assert bits.mean().item() == pytest.approx(expected, rel=1e-6)
     assert sum(by_region.values()) / 784 == pytest.approx(expected, rel=1e-6)
