@@ -5,6 +5,7 @@
 # make compare    8 min, after make models: the three compared on held-out data
 # make study      55 min: the VAE in all its variants
 # make bench      8 min: training speed against the bare matrix products
+# make soak       15 min: kills, full disks, damaged files, absurd flags, and what was lost by them
 # make demonstrations   17 s: the small experiments of the report
 # make report     run what has no results yet, which it lists first, then make pdf
 # make pdf        compile the report from figures and results as they are; needs LaTeX
@@ -20,7 +21,7 @@ PY := $(VENV)/bin/python
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint models variants compare study demonstrations bench report pdf check readme \
+.PHONY: demo test lint models variants compare study bench soak demonstrations report pdf check readme \
         submission clean
 .NOTPARALLEL:
 
@@ -70,6 +71,9 @@ study: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(PY) code/benchmark.py
+
+soak: $(VENV)/installed
+	$(PY) code/tests/soak.py
 
 # The small experiments of the report.
 demonstrations: $(VENV)/installed

@@ -54,6 +54,16 @@ SPEED = """\
 SPEED_ROW = """\
 | NAME | {precision:} | {images:,} | {epoch_seconds:.1f} | {floor_seconds:.1f} | {ratio:.2f} |
 """
+SOAK = """\
+| what was done to small runs and to files | times | lost or wrong |
+|---|---|---|
+"""
+TRIED = {"killed": "SIGKILL at any moment, inside writes too, then --resume: the same bytes",
+         "stopped": "Ctrl-C or SIGTERM, likewise", "disk_full": "disk full, likewise",
+         "not_finite": "NaN in data, loss, gradient or weights, likewise",
+         "damaged_files": "damaged data files and checkpoints, loaded",
+         "absurd_flags": "absurd values of flags, not refused in one line"}
+
 TIMED = {"vae": "VAE", "nf": "flow", "nf_bfloat16": "flow", "gan": "GAN, the course's recipe"}
 
 
@@ -82,6 +92,12 @@ def comparison(record: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def soak(record: dict) -> str:
+    """Return the table of what runs survived."""
+    return SOAK + "".join(f"| {name} | {record['tried'][key]:,} | {record['lost'][key]:,} |\n"
+                          for key, name in TRIED.items())
+
+
 def tables(results: Path) -> dict[str, str]:
     """Return every table by its name."""
     records = {file.stem: record(file) for file in results.glob("*.json")}
@@ -92,7 +108,8 @@ def tables(results: Path) -> dict[str, str]:
         "study": STUDY + "".join(filled(STUDY_ROW, row) for row in records["study"]["rows"]
                                  if row["name"] in SHOWN),
         "speed": SPEED + "".join(filled(SPEED_ROW.replace("NAME", name), benchmark[key])
-                                 for key, name in TIMED.items() if key in benchmark)}
+                                 for key, name in TIMED.items() if key in benchmark),
+        **({"soak": soak(records["soak"])} if "soak" in records else {})}
 
 
 def readme(text: str, results_folder: Path = REPORT / "results") -> str:

@@ -194,6 +194,19 @@ def test_another_result_changes_its_table_and_nothing_else(table, file, keys, tm
     assert line in changed.split(start)[1].split(end)[0].splitlines()
 
 
+def test_the_table_of_the_soak_has_what_was_tried_and_lost(tmp_path):
+    results = shutil.copytree(REPORT / "results", tmp_path / "results")
+    groups = list(module("readme").TRIED)
+    (results / "soak.json").write_text(json.dumps({
+        "tried": {group: 2000 + i for i, group in enumerate(groups)},
+        "lost": {group: i for i, group in enumerate(groups)}}))
+    lines = module("readme").tables(results)["soak"].splitlines()[2:]
+    assert [line.split(" | ")[1:] for line in lines] == [
+        [f"2,00{i}", f"{i} |"] for i in range(len(groups))]
+    for group in ("killed", "stopped", "disk_full", "not_finite"):
+        assert group in groups
+
+
 def test_a_readme_without_its_results_stays_and_says_so_in_one_line(tmp_path):
     (tmp_path / "report").mkdir()
     shutil.copytree(REPORT / "results", tmp_path / "report/results")
