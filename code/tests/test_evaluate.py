@@ -134,6 +134,13 @@ def test_estimates_are_given_in_both_units():
     assert row["test_nll_image_error_nats"] < 1e-9 and row["test_nll_draws"] == 5
 
 
+@pytest.mark.parametrize("wrong", [("--samples", "9"), ("--repeats", "0"), ("--vae", "../run")])
+def test_what_no_measure_can_use_is_refused(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.parse_args([*wrong])
+    assert stop.value.code == 2 and f"argument {wrong[0]}: " in capsys.readouterr().err
+
+
 def test_a_missing_run_is_told_in_one_line(tmp_path):
     told = ("there is no finished run 'nowhere'; make it with code/a3_vae_template.py or "
             "code/vae_variants.py --resume")

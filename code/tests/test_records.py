@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from a3 import records
-from a3.records import write_atomically, write_record, write_table
+from a3.records import RunError, write_atomically, write_record, write_table
 
 CODE = Path(records.__file__).parents[1]
 
@@ -63,7 +63,7 @@ def test_kill_during_a_checkpoint_leaves_a_loadable_one(tmp_path):
         import sys; sys.path.insert(0, {str(CODE)!r})
         from pathlib import Path
         import torch
-        from a3.records import write_atomically
+        from a3.records import RunError, write_atomically
         for i in range(10**6):
             write_atomically(Path({str(tmp_path)!r}) / "last.pt",
                              lambda file: torch.save({{"i": i, "x": torch.full((500_000,), i)}},
@@ -85,6 +85,24 @@ def test_a_table_has_six_significant_digits(tmp_path):
     write_table(tmp_path / "a.csv", rows)
     assert (tmp_path / "a.csv").read_text() == (
         "epoch,nats,seconds\n0,543.427,1\n1,95,0.000123457\n")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_is_never_written(tmp_path, wrong):
+    with pytest.raises(RunError, match=r"a.json' is not written: rows.1.nats is -?(nan|inf)"):
+        write_record(tmp_path / "a.json", "cpu", rows=[{"nats": 1.0}, {"nats": wrong}])
+    with pytest.raises(RunError, match=r"a.csv' is not written: 1.nats is"):
+        write_table(tmp_path / "a.csv", [{"nats": 1.0}, {"nats": wrong}])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "a", tmp_path / "folder"):
+        with pytest.raises(OSError, match=rf"'{path}' cannot be written \(.*\)$"):
+            write_atomically(path, b"")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
 def test_a_record_says_where_its_numbers_come_from(tmp_path, monkeypatch):

@@ -263,15 +263,6 @@ def test_a_checkpoint_with_foreign_parts_is_refused_in_one_line(part, broken, tr
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"),
-                                  lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR),
-                                                           50 * 2**30)])
-def test_what_is_no_checkpoint_is_refused_unread(tmp_path, make):
-    make(path := tmp_path / "last.pt")
-    with pytest.raises(RunError, match="cannot be read as a checkpoint"):
-        checkpoints.read(path)
-
-
 def test_a_finished_checkpoint_is_set_aside_by_a_fresh_run(tmp_path, capsys):
     finish(train(tmp_path))
     folder = tmp_path / "checkpoints/test"
