@@ -68,6 +68,7 @@ SCRIPTS = {  # a script and its flags
     "gan": (gan, [*TINY, "--latent_dim", "8"]),
     "gan-template": (gan, [*TINY, "--latent_dim", "8", "--recipe", "template"]),
 }
+COMPARED = {"vae": "vae-z2-*", "nf": "nf-*", "gan": "gan-s*"}  # names of their runs
 STUDY = [*SMALL, "--limit", "64", "--epochs", "2", "--jobs", "2", "--cases", "ELBO", "shifts"]
 CLOCKS = {"epoch_seconds", "train_seconds", "date", "milliseconds_per_1000_samples"}
 # How many trials of each kind; with --share, a part of them.
@@ -211,10 +212,10 @@ class Soak:
         for name in SCRIPTS:
             self._measure(name, folder / "runs")
         flags = []
-        for name, run in (("vae", "vae-z2-*"), ("nf", "nf-*"), ("gan", "gan-s*")):
+        for name, run in COMPARED.items():
             (file,) = (folder / "runs/results").glob(f"{run}.json")
             flags += [f"--{name}", file.stem]
-        self.compared = [*SMALL, *flags, "--samples", "100", "--repeats", "2", "--iw_samples", "2",
+        self.compared = [*SMALL, "--models", *COMPARED, *flags, "--samples", "100", "--repeats", "2", "--iw_samples", "2",
                          "--nll_samples", "20"]
         self._measure("evaluate", folder / "runs")
         self.whole["study"], self.seconds["study"] = self._studied(folder / "study")
