@@ -215,8 +215,8 @@ class Soak:
         for name, run in COMPARED.items():
             (file,) = (folder / "runs/results").glob(f"{run}.json")
             flags += [f"--{name}", file.stem]
-        self.compared = [*SMALL, "--models", *COMPARED, *flags, "--samples", "100", "--repeats", "2", "--iw_samples", "2",
-                         "--nll_samples", "20"]
+        self.compared = [*SMALL, "--models", *COMPARED, *flags, "--samples", "100",
+                         "--repeats", "2", "--iw_samples", "2", "--nll_samples", "20"]
         self._measure("evaluate", folder / "runs")
         self.whole["study"], self.seconds["study"] = self._studied(folder / "study")
 

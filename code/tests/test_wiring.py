@@ -287,7 +287,8 @@ NEAR = {"nearest_train_median_distance", "nearer_than_1_percent_of_test_share"}
 def test_the_comparison_measures_what_it_says(use, tmp_path, monkeypatch):
     use()
     flags = ["--dataset", "mnist", "--device", "cpu", "--out", str(tmp_path), "--models", "vae",
-             "nf", "gan", "--samples", "60", "--repeats", "1", "--nll_samples", "4", "--iw_samples", "2"]
+             "nf", "gan", "--samples", "60", "--repeats", "1", "--nll_samples", "4",
+             "--iw_samples", "2"]
     for name in ("vae", "nf", "gan"):
         script, own = RUNS[name]
         script.main([*SMALL, *own, "--out", str(tmp_path)])
