@@ -16,9 +16,9 @@ Seen from the pixels it is an autoregressive model with 58 passes; seen from z i
 a triangular Jacobian, with exact codes, walks and temperatures.
 
     x      (B, 784)   pixels in 0..255
-    h      (B, C, S, S)  features on a grid of S x S cells, S = 7 or 14
+    h      (B, C, S, S)   features on a grid of S x S cells, S = 7 or 14
     a      (B, n)     probability of ink, P(x > 0), of the n pixels of a group
-    q      (B, n, 255)  probabilities of the grey levels 1..255, given ink
+    q      (m, 255)   probabilities of the grey levels 1..255 of the m pixels with ink
     u      (B, n)     dequantization noise, uniform on (0, 1)
     z      (B, 784)   code, standard normal if the model is right
     seen   (B, 256)   log(1 + how often the image has shown each grey level so far)
@@ -81,8 +81,8 @@ def groups(spacing: int) -> list[Tensor]:
 class Pixels(nn.Module):
     """The distribution of each pixel of a group, and the coupling that it gives.
 
-        P(0) = 1 - a,  P(k) = a q_k           first whether there is ink, then how dark it is
-        encode   z = -Phi^-1(S + (1 - u) P(x)),  S = P(a darker pixel than x)
+        P(0) = 1 - a,  P(k) = a q_k           first whether there is ink, then how much
+        encode   z = -Phi^-1(S + (1 - u) P(x)),  S = P(X > x)
         decode   x = the pixel with S <= Phi(-z) < S + P(x)
         log |dz / dx| = log P(x) - log N(z; 0, 1)
 
@@ -118,10 +118,10 @@ class Pixels(nn.Module):
         a, v = float64(self.ink(h).squeeze(-1)).sigmoid(), 1 - float64(u)
         tail = a + (1 - a) * v
         q = float64(self.level_logits(h, bias, has_ink)).softmax(1)
-        darker = q.flip(1).cumsum(1).flip(1) - q  # probability of a higher level
+        above = q.flip(1).cumsum(1).flip(1) - q  # probability of a higher level
         level, has_ink = x[has_ink].cpu()[:, None] - 1, has_ink.cpu()
-        darker, q = darker.gather(1, level).squeeze(1), q.gather(1, level).squeeze(1)
-        tail[has_ink] = a[has_ink] * (darker + q * v[has_ink])
+        above, q = above.gather(1, level).squeeze(1), q.gather(1, level).squeeze(1)
+        tail[has_ink] = a[has_ink] * (above + q * v[has_ink])
         return -torch.special.ndtri(tail.clamp(1e-300, 1 - 2**-53))
 
     def decode(self, h: Tensor, bias: Tensor, z: Tensor) -> Tensor:
@@ -179,8 +179,8 @@ class Block(nn.Module):
 class Step(nn.Module):
     """What comes before a group is drawn: read the pixels drawn last, and change h by them.
 
-    An image repeats its own grey levels (half of its pixels with ink do so, and the darkest are
-    253 in one image, 254 in another), which convolutions cannot know: hence ``seen``.
+    An image repeats its own grey levels (half of its pixels with ink do so, and the strongest
+    is 253 in one image, 254 in another), which convolutions cannot know: hence ``seen``.
     """
 
     def __init__(self, spacing: int, width: int, blocks: int, embedding: int, reads: Tensor,
