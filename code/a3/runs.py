@@ -16,7 +16,6 @@ about a method: scripts name their numbers.
 
 import argparse
 import contextlib
-import glob
 import json
 import math
 import os
@@ -316,8 +315,8 @@ class Run:
             if file.is_dir():
                 raise RunError(f"the folder '{file}' is in the place of a file that the run will "
                                "write; move it, or choose another folder with --out")
-        for file in (*files, self.checkpoint.with_name("next.pt")):
-            for left in file.parent.glob(f"{glob.escape(file.name)}.*.tmp"):
+        for file in (*files, self.checkpoint.with_name("next.pt"), self.figure("*")):
+            for left in file.parent.glob(f"{file.name}.*.tmp"):
                 left.unlink(missing_ok=True)
 
     def _check(self, numbers: dict, when: str) -> None:

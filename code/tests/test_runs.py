@@ -565,7 +565,8 @@ def test_folders_that_vanish_during_the_run_are_made_anew(tmp_path):
 
 def test_what_a_killed_write_left_is_removed_by_the_next_run(tmp_path):
     left = [tmp_path / name for name in (
-        "checkpoints/test/next.pt.0f.tmp", "results/test.json.0f.tmp")]
+        "checkpoints/test/next.pt.0f.tmp", "results/test.json.0f.tmp",
+        "figures/test-partial-curve.pdf.0f.tmp")]
     others = tmp_path / "results/test-seed1.json.0f.tmp"
     for path in (*left, others):
         path.parent.mkdir(parents=True, exist_ok=True)
