@@ -86,6 +86,8 @@ def parse_args(argv: Sequence[str] | None = None):
     parser = tool_flags("Do to runs on purpose what happens to them, and look what is lost.")
     parser.add_argument("--share", type=positive_float, default=1.0, metavar="PART",
                         help="part of the trials to do")
+    parser.add_argument("--minutes", type=positive_float, default=15, metavar="M",
+                        help="time for all; if it does not do, nothing is written")
     return parse(parser, argv)
 
 
@@ -204,9 +206,11 @@ class Soak:
     Attributes:
         folder: where all of it is, deleted at the end.
         whole: what each command writes; ``seconds`` and ``operations``: how long it takes.
+        ends: when no trial is begun any more.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, ends: float):
+        self.ends = ends
         self.folder, self.whole, self.seconds, self.operations = folder, {}, {}, {}
         (folder / "runs").mkdir()
         for name in SCRIPTS:
@@ -622,6 +626,8 @@ def trials(share: float) -> list[tuple]:
 def tried(trial: tuple) -> tuple[str, str, list[str]]:
     """Do one trial; return its group, its kind, and what was wrong."""
     group, method, *arguments = trial
+    if time.time() > SOAK[0].ends:
+        return "skipped", "skipped", []
     try:
         kind, troubles = getattr(SOAK[0], method)(*arguments)
     except Exception:
@@ -648,7 +654,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         count("absurd_flags", "absurd_flags", *absurd_flags())
-        SOAK.append(Soak(Path(folder)))
+        SOAK.append(Soak(Path(folder), begun + 60 * args.minutes))
         runs, work = Path(folder) / "runs/checkpoints", trials(args.share)
         (checkpoint,) = runs.glob("vae-z2-*/last.pt")
         with ProcessPoolExecutor(usable_cores(), get_context("fork")) as pool:
@@ -661,8 +667,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 Path(folder), checkpoint, runs / "digit-classifier-sample.pt",
                 math.ceil(MUTATIONS * args.share)):
             count("damaged_files", f"damaged_{kind}", number, troubles)
+    if counts["skipped"]:
+        raise RunError(f"{counts['skipped']} of {len(work)} trials did not fit into "
+                       f"{args.minutes:g} minutes, and nothing is written; give more --minutes")
+    name = run_name("soak", args, named=["minutes"])
     record = write_record(
-        report / "results" / f"{run_name('soak', args)}.json", "cpu", tried=dict(counts),
+        report / "results" / f"{name}.json", "cpu", tried=dict(counts),
         lost={group: lost[group] for group in counts}, kinds=dict(sorted(kinds.items())),
         minutes=round((time.time() - begun) / 60, 1), cores=usable_cores())
     print("\n".join(f"{group:16}{number:>8} tried{lost[group]:>8} lost"
