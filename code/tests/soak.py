@@ -70,7 +70,9 @@ SCRIPTS = {  # a script and its flags
 }
 COMPARED = {"vae": "vae-z2-*", "nf": "nf-*", "gan": "gan-s*"}  # names of their runs
 STUDY = [*SMALL, "--limit", "64", "--epochs", "2", "--jobs", "2", "--cases", "ELBO", "shifts"]
-CLOCKS = {"epoch_seconds", "train_seconds", "date", "milliseconds_per_1000_samples"}
+# What differs between equal runs: times, and the commit, which may be another by then.
+CLOCKS = {"epoch_seconds", "train_seconds", "date", "milliseconds_per_1000_samples", "commit",
+          "begun_on"}
 # How many trials of each kind; with --share, a part of them.
 KILLS = {"vae": 45, "variants": 45, "nf": 45, "gan": 10, "gan-template": 35, "evaluate": 8,
          "study": 12}
@@ -192,7 +194,7 @@ def contents(out: Path) -> dict[str, object]:
 
 
 def without_clocks(value):
-    """Return a record without its times, at any depth."""
+    """Return a record without what differs between equal runs, at any depth."""
     if isinstance(value, dict):
         return {key: without_clocks(entry) for key, entry in value.items() if key not in CLOCKS}
     return [without_clocks(entry) for entry in value] if isinstance(value, list) else value
