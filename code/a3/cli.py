@@ -61,13 +61,13 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def real(low: float, high: float, below: bool = False) -> Callable[[str], float]:
-    """Return what parses a number from ``low``, or from above it, to ``high``, or below it."""
+    """Return what parses a number from ``low`` to ``high``, or to ``below`` it."""
     return functools.partial(_number, kind=float, good=lambda value: (
         low <= value < high if below else low <= value <= high),
         expected=f"a number from {low:g} to {'below ' * below}{high:g}")
 
 
-# All bounds of numbers, far above what is of use: no machine can do more, or a float cannot.
+# The bounds of all numbers, far above what is of use and below what no machine or float can hold.
 positive_int = whole(1, 1_000_000)
 units = whole(1, 10_000)  # of a layer or a code
 seed_int = whole(0, 2**63 - 1)  # what every generator accepts

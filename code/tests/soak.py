@@ -386,6 +386,7 @@ def once(kind: str, random_number: int, operations: int) -> Callable:
         def now() -> bool:
             return next(count) == at
 
+        @functools.wraps(step)  # or PyTorch wraps it again, and every hook runs twice
         def stepped(self, *args, **kwargs):
             if now():
                 weight = self.param_groups[0]["params"][0]
