@@ -35,7 +35,7 @@ from a3.gan_figures import (
 )
 from a3.gan_losses import LOSSES, MinibatchDeviation, penalties
 from a3.judge_classifier import judge_samples, trained_classifier
-from a3.runs import Run, RunError, images_in, one_cycle, random_stream
+from a3.runs import Run, RunError, epoch_sum, images_in, one_cycle, random_stream
 from datasets import RandomShift, mnist
 
 EVALUATION_SAMPLES = 10_000
@@ -195,7 +195,7 @@ def update(x: Tensor, z: Tensor, discriminator: Discriminator, generator: Genera
 
 def averages(sums: list[Tensor]) -> dict[str, float]:
     """Divide the sums of an epoch once, by the number of images."""
-    *totals, images = torch.stack(sums).cpu().double().sum(dim=0).tolist()
+    *totals, images = epoch_sum(sums).tolist()
     return {key: total / images for key, total in zip(MEASURES, totals, strict=True)}
 
 

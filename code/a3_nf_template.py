@@ -35,7 +35,7 @@ from a3.nf_figures import (
     save_pixel_plot,
     save_training_figures,
 )
-from a3.runs import Run, images_in, one_cycle, random_stream
+from a3.runs import Run, epoch_sum, images_in, one_cycle, random_stream
 from datasets import RandomShift, mnist
 
 EPOCHS = 40
@@ -232,7 +232,7 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
     Returns:
         bits per dimension, -log2 p(x + u) / 784, averaged over the images.
     """
-    sums, images = [], 0  # for each batch: -log p in nats
+    sums, images = [], []  # for each batch: -log p in nats, and how many images
     noise = None if model.training else random_stream(0, "evaluation")
     with torch.set_grad_enabled(model.training):
         for x in images_in(data):
@@ -244,8 +244,8 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
                 nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
                 optimizer.step()
             sums.append(nll.detach())
-            images += len(x)
-    return torch.stack(sums).cpu().double().sum().item() / images / NATS_PER_BIT_PER_DIM
+            images.append(len(x))
+    return (epoch_sum(sums) / epoch_sum(images)).item() / NATS_PER_BIT_PER_DIM
 
 
 def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -> tuple:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a3.importance import importance_sampled_nll
-from a3.runs import Run, images_in, one_cycle, random_stream
+from a3.runs import Run, epoch_sum, images_in, one_cycle, random_stream
 from a3.vae_figures import (
     Elbo,
     draw_moment,
@@ -219,7 +219,7 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
     Returns:
         the negative ELBO averaged over the images, in nats.
     """
-    sums, images = [], 0  # for each batch: reconstruction and KL
+    sums, images = [], []  # for each batch: reconstruction and KL, and how many images
     noise = [None] * len(data)
     if not model.training:  # drawn for the whole split, whatever the batches
         stream = random_stream(0, "evaluation")
@@ -234,9 +234,8 @@ def epoch_iter(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -
                 loss.mean().backward()
                 optimizer.step()
             sums.append(torch.stack(terms).detach().sum(dim=1))  # (2,)
-            images += len(x)
-    total = torch.stack(sums).cpu().double().sum(dim=0)
-    return Elbo(*(total / images).tolist())
+            images.append(len(x))
+    return Elbo(*(epoch_sum(sums) / epoch_sum(images)).tolist())
 
 
 def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -> tuple:

@@ -4,6 +4,7 @@
     runs              the life of a run: seeds, schedule, checkpoints, resuming, progress
     checkpoints       a run's state on the disk: verified, locked, set aside
     interrupts        Ctrl-C and SIGTERM, which wait while a file is written
+    ranks             one training by several processes: shares of a batch, sums, restarts
     records           files written whole or not at all: JSON, CSV, with the commit
     devices           what the hardware is called, and good at
     fetch             data files: found or downloaded, verified, read

@@ -25,6 +25,7 @@ from typing import TextIO
 
 import torch
 
+from a3 import ranks
 from a3.fetch import DataError, Source
 from a3.interrupts import listening
 from a3.records import RunError, expand_home
@@ -111,9 +112,11 @@ def device_name(text: str) -> str:
     """
     there = {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
              "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    kind, _, _ = text.partition(":")
     if text == "auto":
-        return next(name for name, number in there.items() if number)
+        text = next(name for name, number in there.items() if number)
+    kind, _, _ = text.partition(":")
+    if text == "cuda":
+        text = ranks.gpu()
     if kind not in there:
         raise argparse.ArgumentTypeError(f"'{text}' is not one of auto, {', '.join(there)}")
     if not there[kind]:
@@ -192,6 +195,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
     if recipes:
         parser.set_defaults(**recipes[parser.parse_args(argv).recipe])
     args = parser.parse_args(argv)
+    if ranks.size() > 1 and "resume" not in args:
+        parser.error("only a training runs on several ranks; start this script without torchrun")
     args.changed = {key: value for key, value in vars(args).items()
                     if value != parser.get_default(key)}
     return args
@@ -268,7 +273,7 @@ def exit_with(main: Callable) -> None:
 
 def _exit_with(main: Callable) -> None:
     try:
-        with listening():
+        with listening(), ranks.joined():
             main()
     except Interrupted as stop:
         print(stop)
@@ -276,7 +281,7 @@ def _exit_with(main: Callable) -> None:
     except KeyboardInterrupt as stop:
         print(f"\nstopped{how_to_go_on()}")
         sys.exit(getattr(stop, "status", 130))
-    except (DataError, RunError) as error:
+    except (DataError, RunError, ConnectionError, InterruptedError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error}{how_to_go_on()}")
@@ -288,5 +293,6 @@ def _exit_with(main: Callable) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if ranks.first_to_fail():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)

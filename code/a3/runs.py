@@ -22,19 +22,20 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from a3 import checkpoints
-from a3.devices import backend, describe_device, multiplies_bfloat16
+from a3 import checkpoints, ranks
+from a3.devices import backend, describe_device, float64, multiplies_bfloat16
 from a3.fetch import Source
 from a3.interrupts import held
 from a3.records import REPOSITORY, RunError, commit, make_writable, now, write_json, write_table
@@ -99,10 +100,22 @@ def progress(batches):
 def images_in(data) -> Iterator[Tensor]:
     """Yield the images of every batch, (B, 784), of a Split or of anybody's DataLoader.
 
-    A batch may be a tensor or a pair (images, labels), and an image (784,) or (1, 28, 28).
+    A batch may be a tensor or a pair (images, labels), and an image (784,) or (1, 28, 28). Of
+    several ranks, each trains on its share.
     """
     for batch in progress(data):
-        yield (batch[0] if isinstance(batch, tuple | list) else batch).flatten(start_dim=1)
+        images = batch[0] if isinstance(batch, tuple | list) else batch
+        yield ranks.share(images.flatten(start_dim=1))
+
+
+def epoch_sum(values: Sequence[Tensor | int]) -> Tensor:
+    """Return the sum over an epoch's batches, and over all ranks, in float64 on the CPU.
+
+    Args:
+        values: of each batch a tensor of the same shape, or a number.
+    """
+    stacked = torch.stack([torch.as_tensor(value) for value in values])
+    return ranks.total(float64(stacked).sum(dim=0))
 
 
 # A run -------------------------------------------------------------------------------------------
@@ -131,10 +144,14 @@ class Run:
         report = args.out or REPOSITORY / "report"
         self.folder, self.results = report / "figures", report / "results"
         self.checkpoint = (args.out or REPOSITORY) / "checkpoints" / name / "last.pt"
-        for folder in (self.folder, self.results, self.checkpoint.parent):
-            make_writable(folder)
-        checkpoints.own(self.checkpoint.parent)
-        self._look_for_what_is_in_the_way()
+        if ranks.rank():  # rank 0 alone writes what stays
+            self._scratch = tempfile.TemporaryDirectory()
+            self.folder = self.results = Path(self._scratch.name)
+        else:
+            for folder in (self.folder, self.results, self.checkpoint.parent):
+                make_writable(folder)
+            checkpoints.own(self.checkpoint.parent)
+            self._look_for_what_is_in_the_way()
         self.history: list[dict[str, float]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.moments = sorted({round(args.epochs * part / 4) for part in range(5)})
@@ -148,10 +165,12 @@ class Run:
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
                          "torchvision": torchvision.__version__, "numpy": numpy.__version__},
             "commit": commit(),
+            **({"ranks": ranks.size()} if ranks.size() > 1 else {}),
         }]
         torch.manual_seed(random_stream(args.seed, "weights and noise").initial_seed())
+        others = f", {ranks.size()} ranks" if ranks.size() > 1 else ""
         print(f"run:  {name} on {describe_device(self.device)}, {self.precision}, "
-              f"seed {args.seed}", flush=True)
+              f"seed {args.seed}{others}", flush=True)
         if self.bfloat16 and not multiplies_bfloat16(self.device):
             print("note: this hardware is not known to multiply bfloat16 fast, which can make "
                   "training many times slower; --precision auto avoids that", flush=True)
@@ -159,16 +178,22 @@ class Run:
     def keep(self, **parts) -> None:
         """Name what a checkpoint holds: modules, optimizers, schedules, torch.Generators."""
         self._kept = parts
+        for part in parts.values():
+            if isinstance(part, nn.Module):
+                ranks.train_together(part)
 
     def resume(self) -> None:
-        """With ``--resume``, load the last checkpoint of this run, if there is one.
+        """Load the last checkpoint of this run, if there is one, with ``--resume``.
+
+        Where torchrun restarts its job, that is done without the flag.
 
         Raises:
             RunError: the checkpoint is damaged, or another run's: other flags or data.
         """
-        if not self.args.resume:
+        if not (self.args.resume or ranks.of_first(self._goes_on)):
             return
-        if not any(map(os.path.lexists, (self.checkpoint, self._before()))):
+        kept = self.checkpoint, self._before()
+        if not ranks.of_first(lambda: any(map(os.path.lexists, kept))):
             print(f"no checkpoint at '{self.checkpoint}' yet: starting from the beginning")
             return
         here, there = self.provenance, self._load()["provenance"]
@@ -189,12 +214,14 @@ class Run:
         try:
             yield
         except KeyboardInterrupt as stop:
+            ranks.leave(stopped=True)
             if not self._begun:  # there is nothing of this run yet
                 raise
             self._load()
             draw(self)
             raise Interrupted(f"\nstopped after epoch {len(self.history) - 1}{how_to_go_on()}",
                               stop) from None
+        ranks.leave()
 
     def epochs(self) -> Iterator[int]:
         """Yield the epochs still to do, 0 (untrained) to ``args.epochs``; save after each."""
@@ -203,6 +230,9 @@ class Run:
                 partial.unlink(missing_ok=True)
         for epoch in range(len(self.history), self.args.epochs + 1):
             self._clock = time.perf_counter()
+            if rank := ranks.rank():  # the checkpoint has the random numbers of rank 0
+                use = f"noise of rank {rank} in epoch {epoch}"
+                torch.manual_seed(random_stream(self.args.seed, use).initial_seed())
             yield epoch
             self._save()
 
@@ -334,6 +364,8 @@ class Run:
                                f"{untrained:.4g}: the training diverged; {hint}")
 
     def _save(self) -> None:
+        if ranks.rank():
+            return
         state = {
             "kept": {key: part.get_state() if isinstance(part, torch.Generator)
                      else part.state_dict() for key, part in self._kept.items()},
@@ -343,6 +375,7 @@ class Run:
             "data": self.source.sha256,
             "provenance": self.provenance,
             "random": {"cpu": torch.get_rng_state()},
+            "job": ranks.job(),
         }
         module, which = backend(self.device)
         if module is not torch.cpu:
@@ -356,8 +389,15 @@ class Run:
             checkpoints.write(self.checkpoint, state)
             self._begun, Run.unfinished = True, self
 
+    def _goes_on(self) -> bool:
+        """Return whether the checkpoint is of this job, which torchrun has restarted."""
+        with contextlib.suppress(RunError):
+            return ranks.job() is not None and ranks.goes_on(
+                checkpoints.read(self.checkpoint).get("job"))
+        return False
+
     def _load(self) -> dict:
-        state = checkpoints.last_good(self.checkpoint)
+        state = ranks.of_first(lambda: checkpoints.last_good(self.checkpoint))
         try:
             self._refuse_another_run(state)
             for key, part in self._kept.items():

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from a3.ranks import batch_mean
+
 Objective = Callable[..., tuple[Tensor, Tensor, Tensor]]
 # Each objective with the flags that not all of them read.
 OBJECTIVES = {"elbo": (), "beta": ("beta", "beta_warmup"),
@@ -47,7 +49,7 @@ def free_bits_per_dimension(nats: float, beta: float = 1.0) -> Objective:
     def objective(model, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         terms = model.terms(x, noise(model, x))
         rest = terms.kl - terms.kls.sum(dim=1)  # 0 without a flow
-        bounded = terms.kls.mean(dim=0).clamp(min=nats).sum()
+        bounded = batch_mean(terms.kls).clamp(min=nats).sum()
         loss = terms.reconstruction + beta * (rest + bounded)
         return loss, terms.reconstruction, terms.kl
     return objective
