@@ -5,9 +5,13 @@ complete one is only evaluated again. Likelihoods are the model's, whatever was 
 this small use two cores better with a case on each than with one case on both.
 
     python code/study.py                # 55 min on 2 cores: report/results/study.json
+    python code/study.py --collect      # the same from what jobs with --cases have written
+
+slurm.sh sends a job a case to a cluster, and then the second command.
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -69,6 +73,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="passes over the training images")
     add("--limit", type=positive_int, default=None, metavar="N",
         help="train on the first N images only, for a quick trial")
+    add("--collect", action="store_true",
+        help="run nothing: merge the results of jobs that ran some --cases each")
     args = parse(parser, argv)
     args.cases[:] = dict.fromkeys(args.cases)  # two runs at once would write the same files
     args.jobs = min(args.jobs, len(args.cases))
@@ -90,7 +96,8 @@ def train_case(name: str, args: argparse.Namespace) -> dict:
         results = vae_variants.main(flags)
     return {"name": name, **{ours: results[theirs] for ours, theirs in KEYS.items()},
             "data": results["data"]["name"],
-            "flags": results["flags"], "commit": results["commit"]}
+            "flags": results["flags"], "commit": results["commit"],
+            "device": results["device"]}
 
 
 def threads(jobs: int) -> int:
@@ -138,6 +145,26 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
     return sorted((run.result() for run in runs), key=lambda row: args.cases.index(row["name"]))
 
 
+def collected(args: argparse.Namespace) -> list[dict]:
+    """Return the rows of all cases, each the latest that a job with these flags has written.
+
+    Raises:
+        RunError: a case is missing.
+    """
+    folders = [args.out] if args.out else [REPOSITORY / "study", REPOSITORY / "report"]
+    records = [json.loads(file.read_text()) for folder in folders
+               for file in (folder / "results").glob("study*-cases*.json")]
+    rows = {row["name"]: row for record in sorted(records, key=lambda one: one["date"])
+            for row in record["rows"]
+            if (row["flags"]["epochs"], row["flags"]["limit"]) == (args.epochs, args.limit)
+            and args.dataset in ("auto", row["data"])}
+    if missing := [name for name in args.cases if name not in rows]:
+        raise RunError(f"no job has written the cases {', '.join(map(repr, missing))} with these "
+                       f"flags into 'results' of {' or '.join(map(repr, map(str, folders)))}; "
+                       "run them with --cases")
+    return [rows[name] for name in args.cases]
+
+
 def save_likelihoods(rows: list[dict], filename: Path) -> None:
     """Plot -ELBO and -log p(x) of each binary case, about KL(q(z|x) || p(z|x)) apart.
 
@@ -145,6 +172,9 @@ def save_likelihoods(rows: list[dict], filename: Path) -> None:
     """
     shown = [row for row in rows if row["flags"]["likelihood"] == "bernoulli"
              and ":" not in row["name"]][::-1]
+    if not shown:
+        return
+    filename.parent.mkdir(parents=True, exist_ok=True)
     with figures.canvas(filename, width=4.2, height=0.35 + 0.19 * len(shown)) as axis:
         for y, row in enumerate(shown):
             ends = (row["test_nll_nats"], row["test_elbo_nats"])
@@ -160,13 +190,13 @@ def save_likelihoods(rows: list[dict], filename: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Run the cases; write study.json and its figure, and return what the JSON holds."""
+    """Run or collect the cases; write study.json and its figure, and return the JSON's record."""
     args = parse_args(argv)
-    rows = run_cases(args)
+    rows = collected(args) if args.collect else run_cases(args)
     report = args.out or REPOSITORY / "report"
     unusual = {row["data"] for row in rows} - {"bmnist", "mnist"} | {
         row["data"] for row in rows if row["flags"]["likelihood"] == "bernoulli"} - {"bmnist"}
-    name = run_name("-".join(["study", *sorted(unusual)]), args, named=["jobs"])
+    name = run_name("-".join(["study", *sorted(unusual)]), args, named=["jobs", "collect"])
     save_likelihoods(rows, report / "figures" / f"{name}-likelihoods.pdf")
     results = write_record(report / "results" / f"{name}.json", args.device, rows=rows,
                            epochs=args.epochs, threads=threads(args.jobs))

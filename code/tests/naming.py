@@ -37,7 +37,7 @@ def name_of(script: ModuleType, argv: list[str]) -> tuple[str, argparse.Argument
 
     stubs = {"parse": parse, "run_name": stop, "mnist": load, "bmnist": load,
              "report_folder": lambda *_: None, "labelled": lambda *_: True,
-             "run_cases": lambda *_: [], "load_models": lambda *_: {},
+             "run_cases": lambda *_: [], "collected": lambda *_: [], "load_models": lambda *_: {},
              "trained_vae": lambda *_: (None, {"data": {"name": "mnist"}}),
              **{f"time_{method}": lambda *_: TIMES for method in ("vae", "gan", "nf")}}
     with pytest.MonkeyPatch.context() as patch:

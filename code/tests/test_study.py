@@ -1,7 +1,9 @@
 """The study on a handful of images: every case runs, and failures are told."""
 
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import study
 import vae_variants
+from a3.runs import RunError, method_flags
 
 SIGKILL = getattr(signal, "SIGKILL", None)
 needs_signals = pytest.mark.skipif(SIGKILL is None, reason="needs the signals of Unix")
@@ -103,3 +107,83 @@ def test_cases_share_the_usable_cores(cores, flags, jobs, threads, monkeypatch):
     monkeypatch.setattr(study, "usable_cores", lambda: cores)
     args = study.parse_args(flags)
     assert (args.jobs, study.threads(args.jobs)) == (jobs, threads)
+
+
+def trained_at_once(flags: list[str]) -> dict:
+    """Return made-up results of a case, which follow from its flags."""
+    args = vae_variants.parse_args(flags)
+    numbers = {theirs: args.beta + i for i, theirs in enumerate(study.KEYS.values())}
+    return {**numbers, "test_active_units": 3, "verdict": "healthy", "commit": "c", "device": "d",
+            "data": {"name": "sample"}, "flags": method_flags(args)}
+
+
+def test_rows_of_two_jobs_merge_into_the_study_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "usable_cores", lambda: 1)
+    monkeypatch.setattr(study, "run_cases", lambda args: [
+        study.train_case(name, args) for name in args.cases])  # in this process
+    monkeypatch.setattr(vae_variants, "main", trained_at_once)
+    threads = torch.get_num_threads()
+    common = ["--epochs", "1", "--limit", "64", "--dataset", "sample", "--device", "cpu"]
+    pair = ["beta 4", "overload: UAE"]
+    jobs, one = tmp_path / "jobs", tmp_path / "one"
+    for case in reversed(pair):
+        study.main([*common, "--out", str(jobs), "--cases", case])
+    whole = study.main([*common, "--out", str(one), "--cases", *pair])
+    torch.set_num_threads(threads)
+    parts = [json.loads(file.read_text())["rows"] for file in jobs.glob("results/study*.json")]
+    assert sorted(row["name"] for rows in parts for row in rows) == sorted(pair)
+    merged = study.main([*common, "--out", str(jobs), "--cases", *pair, "--collect"])
+    for record in (merged, whole):
+        del record["date"]
+        for row in record["rows"]:
+            del row["train_seconds"]
+    assert merged == whole
+    assert {file.name for file in one.glob("*/study*")} <= {
+        file.name for file in jobs.glob("*/study*")}
+    for flags, said in ((["--cases", *pair, "IWAE 50"], "cases 'IWAE 50' with these flags"),
+                        (["--cases", *pair, "--epochs", "2"], "cases 'beta 4', 'overload")):
+        with pytest.raises(RunError, match=said):
+            study.main([*common, "--out", str(jobs), "--collect", *flags])
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_jobs_of_a_cluster_are_the_cases_of_the_study_and_models(tmp_path):
+    """In the places of sbatch and Python are scripts that write down how they are called."""
+    (tmp_path / "code").mkdir()
+    script = shutil.copy(Path(study.__file__).parent / "slurm.sh", tmp_path / "code")
+    for name, prints in (("bin/sbatch", '{ printf "%s|" "$@"; echo; } >> sent; echo 7'),
+                         (".venv/bin/python", '{ printf "%s|" "$@"; echo; } >> ran')):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True)
+        file.write_text(f"#!/usr/bin/env bash\n{prints}\n")
+        file.chmod(0o755)
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **variables}
+        return subprocess.run(["bash", script, *arguments], cwd=tmp_path, env=env, check=False,
+                              capture_output=True, text=True)
+
+    def lines(name: str) -> list[list[str]]:
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).unlink()
+        return [line.split("|")[:-1] for line in text.splitlines()]
+
+    assert run("study", "--partition=p").returncode == run("seeds").returncode == 0
+    cases, collect, seeds = lines("sent")
+    last = f"{len(study.CASES) - 1}"
+    assert cases == ["--parsable", f"--array=0-{last}", "--partition=p", "code/slurm.sh", "study"]
+    assert {"--dependency=afterok:7", "--partition=p"} <= set(collect)
+    assert collect[-1] == ".venv/bin/python code/study.py --collect"
+    for number in range(len(study.CASES)):
+        run("study", SLURM_ARRAY_TASK_ID=str(number))
+    assert lines("ran") == [["code/study.py", "--out", "study", "--cases", name]
+                            for name in study.CASES]
+    for number in range(int(seeds[1].split("-")[-1]) + 1):
+        run("seeds", SLURM_ARRAY_TASK_ID=str(number))
+    trainings = lines("ran")
+    assert len({" ".join(one) for one in trainings}) == len(trainings) == 15
+    for path, *argv in trainings:
+        module = importlib.import_module(Path(path).stem)
+        assert module.parse_args(argv).resume and "seed" in module.parse_args(argv).changed
+    wrong = run("everything")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: 'everything' is not study or seeds\n")
