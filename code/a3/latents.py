@@ -5,9 +5,7 @@ between two of its draws leaves that sphere (half-way the norm is lower by a fac
 great arc stays on it (White 2016, "Sampling generative networks").
 """
 
-import numpy as np
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 
@@ -50,13 +48,13 @@ def line_and_arc(start: Tensor, end: Tensor, steps: int = 9) -> Tensor:
     return torch.cat((lerp(start, end, steps), slerp(start, end, steps)))
 
 
-def quantiles(side: int) -> np.ndarray:
+def quantiles(side: int) -> Tensor:
     """Return ``side`` quantiles of N(0, 1), in the middle of bins of equal probability.
 
     The probabilities (i + 1/2) / side lie symmetrically in the *open* unit interval, since the
     quantiles of 0 and 1 are infinite.
     """
-    return norm.ppf((np.arange(side) + 0.5) / side)
+    return torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side)
 
 
 def normal_grid(side: int) -> Tensor:
@@ -65,6 +63,6 @@ def normal_grid(side: int) -> Tensor:
     Returns:
         (side * side, 2) in the order of an image grid: z_1 grows to the right, z_2 upwards.
     """
-    z = torch.tensor(quantiles(side), dtype=torch.float32)
+    z = quantiles(side).float()
     z2, z1 = torch.meshgrid(z.flip(0), z, indexing="ij")
     return torch.stack((z1, z2), dim=-1).reshape(-1, 2)
