@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,20 @@ def describe_device(device: str) -> str:
         model = next(x for x in lines if x.startswith("model name")).split(":")[1].strip()
     threads = torch.get_num_threads()
     return f"{device}: {model}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def peak_memory_mib(device: str) -> float | None:
+    """Return the most memory that this process has had, in MiB: on a GPU, the GPU's.
+
+    None where the system does not tell (Windows).
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(ImportError):
+        import resource  # noqa: PLC0415  of Unix only
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return None
 
 
 def float64(values: torch.Tensor) -> torch.Tensor:

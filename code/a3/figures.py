@@ -35,7 +35,7 @@ STYLE = {
 
 @contextmanager
 def canvas(path: Path, columns: int = 1, width: float = TEXT_WIDTH_IN, height: float = 2.0,
-           **options):
+           rows: int = 1, **options):
     """Yield the axes of a figure in the report's style, and write it as PDF at the end.
 
     The figure has a canvas of its own: the user's pyplot stays as it is. The date is left out of
@@ -43,7 +43,7 @@ def canvas(path: Path, columns: int = 1, width: float = TEXT_WIDTH_IN, height: f
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots(1, columns, **options)
+        yield figure.subplots(rows, columns, **options)
         kind = Path(path).suffix[1:] or "pdf"
         write_atomically(path, lambda file: figure.savefig(file, format=kind,
                                                            metadata={"CreationDate": None}))

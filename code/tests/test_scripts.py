@@ -263,7 +263,8 @@ ALLOWED = {"a3": {"a3"}, "datasets": {"a3"},
            **{template: {"a3", "datasets"} for template in TEMPLATES},
            "vae_variants": {"a3", "datasets", "a3_vae_template"},
            "nf_multiscale": {"a3", "datasets", "a3_nf_template"},
-           **{script: {"a3", "datasets", "vae_variants", "nf_multiscale", *TEMPLATES}
+           "baseline": set(),
+           **{script: {"a3", "datasets", "vae_variants", "nf_multiscale", "baseline", *TEMPLATES}
               for script in ("evaluate", "study", "walks", "benchmark")}}
 
 
