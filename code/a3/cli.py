@@ -111,7 +111,7 @@ def device_name(text: str) -> str:
         ArgumentTypeError: the name is unknown, or this machine has no such device.
     """
     there = {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-             "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+             "mps": int(torch.backends.mps.is_available() and ranks.size() == 1), "cpu": 1}
     if text == "auto":
         text = next(name for name, number in there.items() if number)
     kind, _, _ = text.partition(":")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -149,6 +150,8 @@ def assert_close(one, two, tolerance: float) -> None:
                        if isinstance(one, float) else two)
 
 
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(),
+                    reason="needs processes that start by a fork")
 @pytest.mark.parametrize(("name", "dies_in"), [("vae", 2), ("nf", None), ("gan", None)])
 def test_two_ranks_train_as_one_process_does_even_if_one_is_killed(name, dies_in, tmp_path):
     """Torchrun starts both again after the loss, and they go on from the last whole epoch."""
@@ -200,6 +203,26 @@ def test_a_batch_is_shared_whole_and_once_by_weights_that_sum_to_one(images, of_
         assert torch.equal(torch.cat([part for part, _ in parts]), batch)
     with torch.no_grad():  # an evaluation
         assert all(torch.equal(part, batch) for part in of_three(lambda: ranks.share(batch)))
+
+
+@pytest.mark.parametrize(("given", "threads"), [("1", 2), ("3", None), ("", None)])
+def test_the_ranks_of_a_machine_share_its_cores(given, threads, monkeypatch):
+    """Torchrun sets OMP_NUM_THREADS to 1 where the user has not; anything else is the user's."""
+    for name, value in (("_rank", 0), ("_size", 1), ("_store", None), ("usable_cores", lambda: 8)):
+        monkeypatch.setattr(ranks, name, value)
+    for name, value in (("OMP_NUM_THREADS", given), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(ranks.dist, "rendezvous", lambda _: iter([(dist.HashStore(), 0, 4)]))
+    monkeypatch.setattr(ranks, "_meeting", lambda store: "here")
+    monkeypatch.setattr(ranks.signal, "signal", lambda *_: None)
+    ranks._join()
+    assert (ranks.size(), told) == (4, [threads] if threads else [])
+    ranks.leave()
+    assert (ranks.size(), told[-1]) == (1, 2 * 4), "rank 0 goes on alone, on all of them"
 
 
 def test_a_rank_takes_the_gpu_of_its_number_on_its_machine(monkeypatch):
