@@ -4,7 +4,8 @@
 
 Every rank has the whole model and all images, and draws the same order. It computes on its share
 of each batch only; gradients and the sums of an epoch are added up over the ranks, so that model
-and numbers are those of the whole batch. Validation runs on every rank in full. Rank 0 alone
+and numbers are those of the whole batch; only the groups whose deviation a GAN's discriminator
+sees are of one rank's images. Validation runs on every rank in full. Rank 0 alone
 writes and prints, and evaluates at the end, when the others are gone.
 
 The engine is torch.distributed: nccl between GPUs, each rank on its own, gloo between processors.
