@@ -32,10 +32,10 @@ import study
 import vae_variants
 from a3 import cli, figures, judge_classifier, ranks, vae_objectives
 from datasets import RandomShift
-from made_up import grey
+from made_up import grey, seeded
 
-# 105 images in batches of 30: the shares of the last batch, of 15, are not equal.
-SMALL = ["--dataset", "sample", "--limit", "105", "--device", "cpu", "--batch_size", "30",
+# 93 images in batches of 30: the shares of the last batch, 2 and 1 images, are not equal.
+SMALL = ["--dataset", "sample", "--limit", "93", "--device", "cpu", "--batch_size", "30",
          "--epochs", "3", "--precision", "float32"]
 # A script, the module whose loop it trains by, and flags.
 SCRIPTS = {  # free bits of a dimension stand in a maximum over the whole batch's mean
@@ -153,8 +153,10 @@ def assert_close(one, two, tolerance: float) -> None:
 
 @pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(),
                     reason="needs processes that start by a fork")
-@pytest.mark.parametrize(("name", "dies_in"), [("vae", 2), ("nf", None), ("gan", None)])
-def test_two_ranks_train_as_one_process_does_even_if_one_is_killed(name, dies_in, tmp_path):
+@pytest.mark.parametrize(("name", "dies_in", "tolerance"), [
+    ("vae", 2, 1e-5), ("nf", None, 1e-5), ("gan", None, 1e-4)])
+def test_two_ranks_train_as_one_process_does_even_if_one_is_killed(name, dies_in, tolerance,
+                                                                   tmp_path):
     """Torchrun starts both again after the loss, and they go on from the last whole epoch."""
     lost = dies_in is not None
     printed = launch(tmp_path / "logs", name, str(tmp_path / "two"), dies_in, restarts=int(lost))
@@ -163,7 +165,7 @@ def test_two_ranks_train_as_one_process_does_even_if_one_is_killed(name, dies_in
         fix_noise(patch)
         script.main([*argv, "--out", str(tmp_path / "one")])
     one, two = (tmp_path / folder for folder in ("one", "two"))
-    assert_close(curve(one), curve(two), 1e-4)
+    assert_close(curve(one), curve(two), tolerance)
     assert_close(results(one), results(two), 1e-3)
     names = [sorted(file.relative_to(out) for file in out.rglob("*.*")) for out in (one, two)]
     assert names[0] == names[1]
@@ -171,7 +173,8 @@ def test_two_ranks_train_as_one_process_does_even_if_one_is_killed(name, dies_in
     (error,) = re.findall("^error: .*", told, re.MULTILINE) if lost else ("",)
     last = printed[f"{int(lost)}/0/stdout"]
     assert (("lost" in error or "told to end" in error) and "--resume" in error) or not lost, error
-    assert ("resumed after epoch 1" in last) == lost, last
+    # The other rank may still be writing the last epoch when it hears of the loss.
+    assert bool(re.search("^resumed after epoch [01]$", last, re.MULTILINE)) == lost, last
     assert last.count("done: ") == 1 and "2 ranks" in last
     assert not any(text for stream, text in printed.items()
                    if "1/stdout" in stream or ("stderr" in stream and "error: " not in text))
@@ -204,6 +207,25 @@ def test_a_batch_is_shared_whole_and_once_by_weights_that_sum_to_one(images, of_
         assert torch.equal(torch.cat([part for part, _ in parts]), batch)
     with torch.no_grad():  # an evaluation
         assert all(torch.equal(part, batch) for part in of_three(lambda: ranks.share(batch)))
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 4, 11])
+def test_the_gradients_of_the_ranks_add_up_to_that_of_the_whole_batch(images, of_three,
+                                                                      monkeypatch):
+    """Each rank's loss is the mean over its own images."""
+    x = torch.randn(images, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    monkeypatch.setattr(ranks, "total", lambda values: values)
+
+    def gradient() -> Tensor:
+        layer = seeded(nn.Linear, 5, 1).double()
+        ranks.train_together(layer)
+        layer(ranks.share(x)).square().mean().backward()
+        return layer.weight.grad
+
+    parts = of_three(gradient)
+    monkeypatch.setattr(ranks, "_size", 1)
+    monkeypatch.setattr(ranks, "_rank", 0)
+    assert torch.allclose(sum(parts), gradient()), (parts, gradient())
 
 
 @pytest.mark.parametrize(("given", "threads"), [("1", 2), ("3", None), ("", None)])
