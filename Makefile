@@ -1,8 +1,8 @@
 # make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
 # make test       2 min: install, then run the tests
 # make models     90 min: the full runs of the three models
-# make variants   17 min, after make models: the VAE of the highest likelihood, and walks among the plain one's codes
-# make compare    8 min, after make models: the three compared on held-out data
+# make variants   102 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
+# make compare    16 min, after make models and make variants: all compared on held-out data
 # make study      55 min: the VAE in all its variants
 # make bench      8 min: training speed against the bare matrix products
 # make soak       15 min: kills, full disks, damaged files, absurd flags, and what was lost by them

@@ -19,6 +19,7 @@ RESULTS = """\
 | VAE, 20 latent dimensions | -ELBO, nats per image | {vae-z20.val_elbo_nats:.2f} | {vae-z20.test_elbo_nats:.2f} |
 | VAE, highest likelihood | -log p(x), nats per image, {vae-best.nll_samples:,} draws | | {vae-best.test_nll_nats:.2f} |
 | flow, 4 pairs of couplings | bits per dimension | {nf.val_bits_per_dim:.3f} | {nf.test_bits_per_dim:.3f} |
+| multi-scale flow | bits per dimension, exact | {nf-multiscale.val_bits_per_dim:.3f} | {nf-multiscale.test_bits_per_dim:.3f} |
 | GAN | Frechet distance, floor {gan.frechet_floor:.1f} | {gan.val_frechet_distance:.1f} | {gan.frechet_distance:.1f} |
 | GAN, the course's plain recipe | Frechet distance | {gan-template.val_frechet_distance:.1f} | {gan-template.frechet_distance:.1f} |
 """  # noqa: E501
@@ -34,7 +35,8 @@ MEASURES = [
     ("1,000 samples (of the VAE: means), milliseconds", "milliseconds_per_1000_samples", ",.0f",
      False),
 ]
-MODELS = ("vae", "gan", "nf", "floor")
+COLUMNS = {"vae": "VAE", "gan": "GAN", "nf": "flow", "nf_multiscale": "multi-scale flow",
+           "vae_best": "best VAE", "floor": "floor"}
 
 STUDY = """\
 | case | -ELBO | -log p(x) | reconstruction | KL | active units | verdict |
@@ -47,13 +49,6 @@ STUDY_ROW = """\
 {kl_nats:.1f} | {active_units:} | {verdict:} |
 """
 
-SPEED = """\
-| model | precision | images | seconds an epoch | products alone | ratio |
-|---|---|---|---|---|---|
-"""
-SPEED_ROW = """\
-| NAME | {precision:} | {images:,} | {epoch_seconds:.1f} | {floor_seconds:.1f} | {ratio:.2f} |
-"""
 SOAK = """\
 | what was done to small runs and to files | times | lost or wrong |
 |---|---|---|
@@ -63,8 +58,6 @@ TRIED = {"killed": "SIGKILL at any moment, inside writes too, then --resume: the
          "not_finite": "NaN in data, loss, gradient or weights, likewise",
          "damaged_files": "damaged data files and checkpoints, loaded",
          "absurd_flags": "absurd values of flags, not refused in one line"}
-
-TIMED = {"vae": "VAE", "nf": "flow", "nf_bfloat16": "flow", "gan": "GAN, the course's recipe"}
 
 
 def filled(template: str, values: dict) -> str:
@@ -80,10 +73,11 @@ def filled(template: str, values: dict) -> str:
 def comparison(record: dict) -> str:
     """Return the table of the comparison, a row a measure; empty where a model has none."""
     sets = f"mean ± deviation over {record['repeats']} sets of {record['samples']:,} samples"
-    lines = [f"| {sets} | VAE | GAN | flow | floor |", "|---|---|---|---|---|"]
+    columns = {model: name for model, name in COLUMNS.items() if model in record}
+    lines = [f"| {sets} | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for name, key, decimals, deviates in MEASURES:
         cells = []
-        for row in (record[model] for model in MODELS):
+        for row in (record[model] for model in columns):
             cell = "" if row[key] is None else format(row[key], decimals)
             if deviates:
                 cell += f" ± {format(row[f'{key}_deviation'], decimals)}"
@@ -101,14 +95,11 @@ def soak(record: dict) -> str:
 def tables(results: Path) -> dict[str, str]:
     """Return every table by its name."""
     records = {file.stem: record(file) for file in results.glob("*.json")}
-    benchmark = records["benchmark"]
     return {
         "results": filled(RESULTS, records),
         "comparison": comparison(records["comparison"]),
         "study": STUDY + "".join(filled(STUDY_ROW, row) for row in records["study"]["rows"]
                                  if row["name"] in SHOWN),
-        "speed": SPEED + "".join(filled(SPEED_ROW.replace("NAME", name), benchmark[key])
-                                 for key, name in TIMED.items() if key in benchmark),
         **({"soak": soak(records["soak"])} if "soak" in records else {})}
 
 
