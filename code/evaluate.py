@@ -31,13 +31,15 @@ from a3.devices import describe_device
 from a3.gan_figures import grey
 from a3.importance import Estimate, importance_sampled_nll
 from a3.judge_classifier import classify, features, trained_classifier
-from a3.judge_comparison import measure_samples, memorisation, over_repeats, rank
+from a3.judge_comparison import measure_samples, over_repeats, rank
+from a3.judge_memory import SAMPLES as MEMORY_SAMPLES
+from a3.judge_memory import Memory, save_ratios
 from a3.judge_metrics import nearest
 from a3.latents import slerp
 from a3.nf_figures import save_bits_maps
 from a3.records import REPOSITORY, report_folder, write_record
 from a3.runs import RunError, finished_run, progress, random_stream
-from datasets import Split, bernoulli, binarize, bmnist, mnist
+from datasets import Split, bernoulli, binarize, bmnist, mnist, shift_table
 from nf_multiscale import Model as MultiscaleModel
 from nf_multiscale import spent_bits
 from vae_variants import trained_vae
@@ -301,6 +303,41 @@ def compare_samples(models: dict[str, Trained], test, unseen: Tensor, classifier
     return table
 
 
+def memorised(models: dict[str, Trained], grey: Sequence[Split], args: argparse.Namespace,
+              path: Path) -> dict[str, dict]:
+    """Return how near samples come to the training images of their own model; draw the ratios.
+
+    A VAE's are binary images of its own file: its samples are held against them, and its means.
+
+    Args:
+        grey: train, val and test of the GAN and the flows.
+    """
+    memories: dict[tuple, Memory] = {}
+    rows, ratios = {}, {}
+    for key, model in models.items():
+        noise, is_vae = random_stream(args.seed, f"{key} memory"), LOADERS[key] is load_vae
+        source, limit = model.results["data"]["name"], model.results["flags"]["limit"]
+        if (source, limit, is_vae) not in memories:
+            splits = grey if not is_vae else bmnist(args.data_root, dataset=source,
+                                                    device=args.device)
+            train, unseen, usual = (split.images / (1 if is_vae else 255) for split in splits)
+            memories[source, limit, is_vae] = Memory(train[:limit], unseen, usual, shift_table(1))
+        memory = memories[source, limit, is_vae]
+        means = model.draw(MEMORY_SAMPLES, noise)
+        drawn = memory.ratios(bernoulli(means, noise) if is_vae else means)
+        rows[key] = {**memory.numbers(drawn), **{
+            f"unseen_{name}": value for name, value in
+            memory.numbers(memory.unseen_ratios).items()}}
+        if is_vae:
+            rows[key] |= {f"means_{name}": value for name, value in
+                          memory.numbers(memory.ratios(means)).items()}
+        ratios[key.replace("_", " ")] = {"samples": drawn, "unseen images": memory.unseen_ratios}
+        print(f"{key}: {rows[key]['nearer_to_train_share']:.1%} of samples are nearer to the "
+              f"training images than 1 % of unseen images are", flush=True)
+    save_ratios(ratios, path)
+    return rows
+
+
 def save_figures(models: dict[str, Trained], test, train: Tensor, classifier,
                  args: argparse.Namespace, prefix: Path) -> None:
     """Draw real and sampled digits side by side, nearest neighbours, and walks."""
@@ -334,18 +371,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     classifier, facts = trained_classifier(
         *digits, (args.out or REPOSITORY) / "checkpoints", "binary")
 
-    binary = {"train": binarize(train.images, args.seed).float(),
-              "test": binarize(test.images, args.seed + 1).float()}
+    binary_train = binarize(train.images, args.seed).float()
     table = compare_samples(models, test, val.images / 255, classifier, args)
     rank({key: table[key] for key in models})
 
-    numbers, usual = memorisation(binary["test"], binary["train"], None)
-    table["floor"].update(numbers)
+    near = memorised(models, (train, val, test), args, out / "figures" / f"{name}-memory.pdf")
     for key, model in models.items():
-        noise = random_stream(args.seed, f"{key} memory")
-        drawn = bernoulli(model.draw(len(test.images), noise), noise)
-        table[key].update(memorisation(drawn, binary["train"], usual)[0])
-        table[key].update(cost(model, noise, args.device))
+        table[key].update(near[key])
+        table[key].update(cost(model, random_stream(args.seed, f"{key} cost"), args.device))
         is_vae = LOADERS[key] is load_vae
         table[key]["round_trip_rms"] = round_trip(model, test.images[:1000], is_vae)
         if is_vae:
@@ -354,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             table[key].update(vae_likelihood(model.network, binary_test, args))
         elif model.codes is not None:
             table[key].update(nf_likelihood(model.network, test, args))
-    save_figures(models, test, binary["train"], classifier, args, out / "figures" / name)
+    save_figures(models, test, binary_train, classifier, args, out / "figures" / name)
 
     for key, numbers in where_bits_are_spent(
             models, test, out / "figures" / f"{name}-bits.pdf", args.seed).items():

@@ -18,7 +18,8 @@
     gan_losses        losses of D and G, gradient penalty
     judge_classifier  the digit classifier: training, digits, features
     judge_metrics     distances between two sets of features
-    judge_comparison  the comparison's table: all measures, over repeats, ranks, memorisation
+    judge_comparison  the comparison's table: all measures, over repeats, ranks
+    judge_memory      whether samples are copies of training images
 
 Nothing here imports a script or ``datasets``: images are handed in. This file refuses an old
 Python: the scripts and the report's tools import it, the Makefile runs it.

@@ -43,25 +43,6 @@ def over_repeats(rows: list[dict]) -> dict:
     return table
 
 
-def memorisation(images: Tensor, train: Tensor, usual: Tensor | None) -> tuple[dict, Tensor]:
-    """Compare the distance to the nearest of MNIST's training images with that of test images.
-
-    These are the training images of the GAN and the flow; the VAE's split differs.
-
-    Args:
-        images, train: binary, (N, 784) and (M, 784); the squared distance counts pixels.
-        usual: distances of unseen real images; None if ``images`` are these.
-
-    Returns:
-        the numbers, and the distances.
-    """
-    distance, _ = metrics.nearest(images, train)
-    near = torch.quantile(distance if usual is None else usual, 0.01)
-    return {"nearest_train_median_distance": distance.median().item(),
-            "nearer_than_1_percent_of_test_share":
-                (distance < near).float().mean().item()}, distance
-
-
 def rank(table: dict[str, dict]) -> None:
     """Add to each model its rank in every measure: 1 is the best, equal means share a rank."""
     for row in table.values():

@@ -61,7 +61,8 @@ def test_the_comparison_has_the_same_keys_for_all_and_is_written(results):
     assert set(written) == {json.dumps(one), json.dumps(other)}
     drawn = {file.name for file in (out / "figures").glob("comparison*")}
     assert drawn == {f"{name}-{figure}" for name in written.values()
-                     for figure in ("samples.png", "nearest.png", "walks.png", "bits.pdf")}
+                     for figure in ("samples.png", "nearest.png", "walks.png", "memory.pdf",
+                                    "bits.pdf")}
     assert one["gan"]["test_nll_nats"] is None and one["floor"]["test_nll_nats"] is None
     assert one["vae"]["test_nll_draws"] == 40 and other["vae"]["test_nll_draws"] == 41
 

@@ -92,3 +92,21 @@ def test_the_nearest_image_is_found():
     distance, index = metrics.nearest(others[[7, 3]] + 0.1, others)
     assert index.tolist() == [7, 3]
     assert torch.allclose(distance, torch.full((2,), 0.1 * 28), rtol=1e-2)
+
+
+def test_the_nearest_image_is_the_same_by_moves_and_by_rows_at_once(monkeypatch):
+    torch.manual_seed(0)
+    images, others = torch.rand(2, 90, 784)
+    moves = torch.stack([torch.arange(784).roll(by) for by in (0, 1, 28)])
+    every = torch.stack([torch.cdist(images[:, move], others) for move in moves]).amin(dim=0)
+    for rows in (2000, 40):
+        monkeypatch.setattr(metrics, "ROWS", rows)
+        distance, index = metrics.nearest(images, others, moves)
+        assert torch.equal(index, every.argmin(dim=1))
+        assert torch.allclose(distance, every.amin(dim=1), rtol=1e-4)
+
+
+def test_an_image_that_is_there_is_at_no_distance():
+    """A product of norms alone would leave the root of its rounding, about 0.02."""
+    others = torch.rand(500, 784)
+    assert metrics.nearest(others, others)[0].max() == 0

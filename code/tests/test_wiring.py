@@ -281,7 +281,8 @@ def test_samples_that_show_one_kind_of_image_have_precision_and_no_recall(monkey
 
 
 MEASURES = {*judge_comparison.BETTER_HIGH, "kernel_distance_subset_deviation", "class_shares"}
-NEAR = {"nearest_train_median_distance", "nearer_than_1_percent_of_test_share"}
+NEAR = {f"{kind}nearest_train_ratio_median" for kind in ("", "unseen_", "means_")} | {
+    f"{kind}nearer_to_train_share" for kind in ("", "unseen_", "means_")}
 
 
 def test_the_comparison_measures_what_it_says(use, tmp_path, monkeypatch):
@@ -300,35 +301,38 @@ def test_the_comparison_measures_what_it_says(use, tmp_path, monkeypatch):
         judges.append([split.images.unique().tolist() for split in (train, test)])
         return original(train, test, *args)
 
-    memories, remember = [], evaluate.memorisation
+    memories, remember = [], evaluate.Memory
 
-    def memorisation(images, train, usual):
-        memories.append(len(train))
-        return remember(images, train, usual)
+    def memory(train, *others):
+        memories.append([train.unique().numel() == 2, *map(len, (train, *others[:2]))])
+        return remember(train, *others)
 
-    monkeypatch.setattr(evaluate, "memorisation", memorisation)
+    monkeypatch.setattr(evaluate, "Memory", memory)
+    monkeypatch.setattr(evaluate, "MEMORY_SAMPLES", 40)
     monkeypatch.setattr(evaluate, "trained_classifier", trained_classifier)
     monkeypatch.setattr(evaluate, "save_figures", lambda *_: None)
     before = evaluate.main(flags)
     assert judges == [[[0, 255], [0, 255]]]  # it judges binary images, so it learns from such
-    assert memories == 4 * [SIZES[0]]  # everything is held against training images
+    assert memories == [[True, *SIZES], [False, *SIZES]]  # the VAE's own images are binary
     assert before["classifier_sha256"] != gan_judge(tmp_path)
     of_test = {"test_elbo_nats", "test_nll_nats", "test_bits_per_dim", "round_trip_rms"}
     # The judges are on the disk by now, and stay what they are.
     expected = {
-        "train": {**dict.fromkeys(("vae", "gan", "nf", "floor"), NEAR)},
-        "val": {"floor": MEASURES},
+        "train": {**dict.fromkeys(("vae", "gan", "nf"), NEAR)},
+        "val": {**dict.fromkeys(("vae", "gan", "nf"), NEAR), "floor": MEASURES},
         "test": {**dict.fromkeys(("vae", "gan", "nf"), MEASURES | NEAR | of_test),
-                 "floor": MEASURES | NEAR}}
+                 "floor": MEASURES}}
     samples_alone = {"clear_share", "class_shares"}  # these compare with no real image
-    must = {"train": {"floor": {"nearest_train_median_distance"}},
-            "val": {"floor": {"frechet_distance", "kernel_distance"}},
+    near = {"nearest_train_ratio_median", "unseen_nearest_train_ratio_median"}
+    own = {"vae": near | {"means_nearest_train_ratio_median"}, "gan": near, "nf": near}
+    must = {"train": own,
+            "val": {**own, "floor": {"frechet_distance", "kernel_distance"}},
             "test": {"vae": {"frechet_distance", "kernel_distance", "test_elbo_nats",
                              "test_nll_nats", "round_trip_rms"},
                      "nf": {"frechet_distance", "kernel_distance", "test_bits_per_dim",
                             "test_nll_nats"},
                      "gan": {"frechet_distance", "kernel_distance"},
-                     "floor": {"frechet_distance", "nearest_train_median_distance"}}}
+                     "floor": {"frechet_distance"}}}
     for split, may in expected.items():
         use(split)
         after = evaluate.main(flags)
