@@ -29,7 +29,7 @@ from a3 import ranks
 from a3.fetch import DataError, Source
 from a3.interrupts import listening
 from a3.records import RunError, expand_home
-from a3.runs import NOT_METHOD, Interrupted, how_to_go_on
+from a3.runs import EVALUATION_ONLY, NOT_METHOD, Interrupted, how_to_go_on
 
 SEED = 42
 LONGEST_NAME = 160  # characters of a run's name; file systems allow 255 with all that is added
@@ -213,6 +213,7 @@ def run_name(method: str, args: argparse.Namespace, source: Source | None = None
         named: flags that ``method`` already names.
     """
     skip = NOT_METHOD | {*named} | ({"dataset"} if source else set())
+    skip |= EVALUATION_ONLY if "resume" in args else set()  # evaluated again, it is the same run
     parts = [method] + ([source.name] if source and source.name != usual_source else [])
     for key, value in args.changed.items():
         if key not in skip:

@@ -135,9 +135,16 @@ def write_record(path: Path, device: str, **numbers) -> dict:
         what the file holds.
     """
     record = {**numbers, "device": describe_device(device), "torch": str(torch.__version__),
-              "commit": commit(), "date": now()}
+              "commit": commit(), "date": now(), "evaluated": evaluated(device)}
     write_json(path, record)
     return record
+
+
+def evaluated(device: str) -> dict:
+    """Return who computes the numbers at the end: a finished run may be evaluated again."""
+    return {"commit": commit(), "date": now(), "device": describe_device(device),
+            "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads()}
 
 
 def now() -> str:

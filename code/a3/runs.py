@@ -38,10 +38,20 @@ from a3 import checkpoints, ranks
 from a3.devices import backend, describe_device, float64, multiplies_bfloat16
 from a3.fetch import Source
 from a3.interrupts import held
-from a3.records import REPOSITORY, RunError, commit, make_writable, now, write_json, write_table
+from a3.records import (
+    REPOSITORY,
+    RunError,
+    commit,
+    evaluated,
+    make_writable,
+    now,
+    write_json,
+    write_table,
+)
 
 # Flags left out of a run's name; they may differ when it is resumed.
 NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval", "changed"}
+EVALUATION_ONLY = {"nll_samples", "iw_samples"}  # likewise for a training
 LOSSES = ("_elbo_nats", "_bits_per_dim")  # what the names of losses in units end in
 DIVERGED = 10  # times worse than the untrained model
 
@@ -310,6 +320,7 @@ class Run:
             "data": vars(self.source),
             **self.provenance[-1],
             "date": now(),
+            "evaluated": evaluated(self.device),
         }
         if "model" in self._kept:
             results["weights_sha256"] = checkpoints.weights_sha256(
@@ -420,7 +431,8 @@ class Run:
         if self.args.precision == "auto":  # goes on in what is fast here
             ours.pop("precision")
         other = [f"--{key} {theirs.get(key)} there, {ours[key]} here"
-                 for key in ours if key != "dataset" and ours[key] != theirs.get(key)]
+                 for key in sorted(ours.keys() - EVALUATION_ONLY - {"dataset"})
+                 if ours[key] != theirs.get(key)]
         other += ["other data"] if state["data"] != self.source.sha256 else []
         if other:
             raise RunError(f"'{self.checkpoint}' is another run's ({'; '.join(other)}); give the "
@@ -453,7 +465,7 @@ def finished_run(name: str, out: Path | None, script: str, flag: str) -> tuple[d
         raise RunError(f"'{checkpoint}' was stopped after epoch {last['epoch']} of "
                        f"{record['epochs']}; finish it with code/{script} --resume")
     same = [key for key in record["flags"] if key in state["flags"]
-            and key not in ("precision", "dataset")]  # auto there, what it was here
+            and key not in {"precision", "dataset", *EVALUATION_ONLY}]  # auto there, known here
     pairs = {"data": (record["data"]["sha256"], state["data"]),
              **{f"--{key}": (record["flags"][key], state["flags"][key]) for key in same},
              **{key: (record.get(key, value), value) for key, value in last.items()

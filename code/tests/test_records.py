@@ -111,6 +111,9 @@ def test_a_record_says_where_its_numbers_come_from(tmp_path, monkeypatch):
     record = write_record(tmp_path / "new" / "a.json", "cpu", nats=[1.5, None])
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == record
     assert record.pop("date").endswith("+00:00")
+    evaluated = record.pop("evaluated")
+    assert (evaluated["commit"], evaluated["device"]) == ("0123abc", "cpu: Abacus")
+    assert evaluated["threads"] == torch.get_num_threads()
     assert record == {"nats": [1.5, None], "device": "cpu: Abacus", "commit": "0123abc",
                       "torch": torch.__version__}
 

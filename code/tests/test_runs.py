@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from a3 import checkpoints, cli, runs
+from a3 import checkpoints, cli, records, runs
 from a3.fetch import Source
 from a3.records import write_atomically
 from a3.runs import Interrupted, Run, RunError, finished_run, one_cycle, random_stream
@@ -132,6 +132,27 @@ def test_equal_data_may_be_named_or_found(tmp_path, begun, resumed):
     """The hash decides, and not whether --dataset is auto or names what auto takes."""
     train_until(2, tmp_path, *begun)
     assert len(train(tmp_path, "--resume", *resumed).history) == 5
+
+
+def test_what_only_the_evaluation_uses_may_differ(tmp_path):
+    """Draws of the final likelihood: the training, its name and its checkpoint are the same."""
+    def run(draws: int, *more: str) -> Run:
+        parser = cli.flags("a test", epochs=4, lr=1e-3, batch_size=8, sources=("sample",))
+        parser.add_argument("--iw_samples", type=int, default=16)
+        args = cli.parse(parser, ["--out", str(tmp_path), "--device", "cpu", "--iw_samples",
+                                  str(draws), *more])
+        assert cli.run_name("flow", args) == "flow"
+        one = Run("flow", args, Source("", "", ""))
+        one.keep(model=torch.nn.Linear(2, 2))
+        one.resume()
+        for _ in one.epochs():
+            one.record("", loss=1.0)
+        return one
+
+    first = finish(run(16))
+    again = finish(run(500, "--resume"))
+    assert (first["flags"]["iw_samples"], again["flags"]["iw_samples"]) == (16, 500)
+    finished_run("flow", tmp_path, "", "iw_samples")  # and it may take part in the comparison
 
 
 # Ctrl-C ------------------------------------------------------------------------------------------
@@ -461,6 +482,20 @@ def test_the_results_name_every_machine_and_commit_that_trained(tmp_path, monkey
     results = finish(train(tmp_path, "--resume"))  # trains nothing more
     assert results["commit"] == "another"
     assert [one["commit"] for one in results["begun_on"]] == [runs.commit()]
+
+
+def test_the_results_name_who_evaluated_beside_who_trained(tmp_path, monkeypatch):
+    first = finish(train(tmp_path))
+    for module in (runs, records):
+        monkeypatch.setattr(module, "commit", lambda: "later")
+    monkeypatch.setattr(records, "describe_device", lambda device: "elsewhere")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    again = finish(train(tmp_path, "--resume"))
+    for key in ("commit", "device", "vector_instructions"):
+        assert again[key] == first[key] == first["evaluated"][key], key
+    assert (again["evaluated"]["commit"], again["evaluated"]["device"],
+            again["evaluated"]["threads"]) == ("later", "elsewhere", 7)
+    assert again["evaluated"]["date"] >= first["evaluated"]["date"]
 
 
 @pytest.mark.parametrize(("asked", "fast", "used"), [
