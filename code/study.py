@@ -56,7 +56,10 @@ CASES = {
 KEYS = {"test_elbo_nats": "test_elbo_nats", "test_nll_nats": "test_nll_nats",
         "nll_samples": "nll_samples", "reconstruction_nats": "test_reconstruction_nats",
         "kl_nats": "test_kl_nats", "mutual_information_nats": "test_mutual_information_nats",
-        "active_units": "test_active_units", "smallest_std": "test_smallest_std",
+        "active_units": "test_active_units",
+        "std_1_percent_quantile": "test_std_1_percent_quantile",
+        "test_nll_doubling_nats": "test_nll_doubling_nats",
+        "test_nll_draw_error_nats": "test_nll_draw_error_nats",
         "verdict": "verdict", "precision": "precision", "train_seconds": "train_seconds"}
 
 
@@ -71,6 +74,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="cases at a time, sharing the usable cores")
     add("--epochs", type=positive_int, default=EPOCHS, metavar="N",
         help="passes over the training images")
+    add("--nll_samples", type=positive_int, default=5000, metavar="K",
+        help="importance samples for each image's likelihood; few favour a simple q(z|x)")
     add("--limit", type=positive_int, default=None, metavar="N",
         help="train on the first N images only, for a quick trial")
     add("--collect", action="store_true",
@@ -86,7 +91,8 @@ def train_case(name: str, args: argparse.Namespace) -> dict:
     torch.set_num_threads(threads(args.jobs))
     runs = args.out or REPOSITORY / "study"
     flags = ["--epochs", str(args.epochs), "--device", args.device, "--dataset", args.dataset,
-             "--out", str(runs), "--precision", "auto", "--resume", *CASES[name]]
+             "--out", str(runs), "--precision", "auto", "--resume",
+             "--nll_samples", str(args.nll_samples), *CASES[name]]
     for flag in ("data_root", "limit"):
         if getattr(args, flag) is not None:
             flags += [f"--{flag}", str(getattr(args, flag))]

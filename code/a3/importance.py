@@ -22,10 +22,14 @@ from a3.runs import progress
 
 
 class Estimate(NamedTuple):
-    """-log p(x) of every image, (N,) nats, and the variance of the estimate by its draws."""
+    """-log p(x) of every image, (N,) nats, and the variance of the estimate by its draws.
+
+    ``half`` is the same estimate with half as many draws, averaged over the two halves.
+    """
 
     nll: Tensor
     variance: Tensor
+    half: Tensor
 
     def mean(self) -> float:
         """Return the average over the images, in nats."""
@@ -35,6 +39,15 @@ class Estimate(NamedTuple):
         """Return the standard error of the average due to the draws; None with one draw."""
         error = (self.variance.sum().sqrt() / len(self.nll)).item()
         return error if math.isfinite(error) else None
+
+    def doubling(self) -> float | None:
+        """Return by how much the last doubling of the draws lowered the average, in nats.
+
+        About what the next one will: where it is above the error by the draws, more are needed.
+        None with one draw.
+        """
+        fall = (self.half.mean() - self.nll.mean()).item()
+        return fall if math.isfinite(fall) else None
 
     def image_error(self) -> float:
         """Return the standard error of the average due to the choice of images."""
@@ -60,7 +73,7 @@ def importance_sampled_nll(log_weights: Callable[[Tensor, int], Tensor], batches
     Returns:
         float64 on the CPU, in the order of the images.
     """
-    log_means, variances = [], []
+    log_means, variances, halves_means = [], [], []
     sizes = torch.tensor([[n_samples - n_samples // 2], [n_samples // 2]], dtype=torch.float64)
     for x in progress(batches):
         log_sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)  # of even, odd draws
@@ -70,5 +83,6 @@ def importance_sampled_nll(log_weights: Callable[[Tensor, int], Tensor], batches
             log_sums = torch.stack([torch.logaddexp(log_sum, half.logsumexp(dim=0))
                                     for log_sum, half in zip(log_sums, halves, strict=True)])
         log_means.append(log_sums.logsumexp(dim=0) - math.log(n_samples))
+        halves_means.append((log_sums - sizes.log()).mean(dim=0))
         variances.append((log_sums - sizes.log()).diff(dim=0).squeeze(0) ** 2 / 4)
-    return Estimate(-torch.cat(log_means), torch.cat(variances))
+    return Estimate(-torch.cat(log_means), torch.cat(variances), -torch.cat(halves_means))

@@ -71,6 +71,15 @@ def test_the_stated_error_holds_where_one_weight_carries_the_sum():
     assert deviation > 3 * math.sqrt((1 - 1 / 16) / 2000)  # the most that the delta method gives
 
 
+def test_the_fall_by_the_last_doubling_is_that_from_half_the_draws():
+    """Weights 1 and 3, and again: half of the draws are all 1 or all 3."""
+    weights = torch.tensor([1.0, 3.0, 1.0, 3.0]).log()[:, None]
+    estimate = importance_sampled_nll(lambda x, n: weights, [torch.zeros(1, 2)], 4, 4)
+    assert math.isclose(estimate.doubling(), math.log(2) - math.log(3) / 2, rel_tol=1e-6)
+    alone = importance_sampled_nll(lambda x, n: weights[:1], [torch.zeros(1, 2)], 1, 4)
+    assert alone.doubling() is None
+
+
 def test_one_draw_has_no_stated_error():
     estimate = importance_sampled_nll(log_weights, [X], 1, 10)
     assert math.isfinite(estimate.mean()) and estimate.draw_error() is None
@@ -78,8 +87,10 @@ def test_one_draw_has_no_stated_error():
 
 
 def test_the_errors_of_an_average_are_those_of_its_parts():
-    estimate = Estimate(torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 4.0, 2.0, 2.0]))
+    estimate = Estimate(torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 4.0, 2.0, 2.0]),
+                        torch.tensor([2.0, 2.0, 4.0, 6.0]))
     assert estimate.mean() == 3.0
+    assert estimate.doubling() == 0.5
     assert estimate.draw_error() == 3 / 4  # the root of the sum of the variances, over N
     assert math.isclose(estimate.image_error(), (14 / 3 / 4) ** 0.5, rel_tol=1e-6)
 

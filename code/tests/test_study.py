@@ -29,7 +29,9 @@ def test_every_case_has_flags_that_parse_and_a_name_of_its_own():
 def test_cases_run_and_are_written(tmp_path, capsys):
     cases = ["Gaussian likelihood", "ELBO"]  # not the order of the study
     results = study.main(["--epochs", "1", "--limit", "256", "--dataset", "sample", "--device",
-                          "cpu", "--out", str(tmp_path), "--cases", *cases])
+                          "cpu", "--out", str(tmp_path), "--nll_samples", "30", "--cases", *cases])
+    assert all(row["nll_samples"] == 30 and row["test_nll_doubling_nats"] > 0
+               for row in results["rows"])
     assert [row["name"] for row in results["rows"]] == cases
     for row in results["rows"]:
         total = row["reconstruction_nats"] + row["kl_nats"]
