@@ -33,8 +33,8 @@ from a3.gan_figures import (
     save_training_figures,
     save_update,
 )
-from a3.gan_losses import LOSSES, MinibatchDeviation, penalties
-from a3.judge_classifier import judge_samples, trained_classifier
+from a3.gan_losses import LOSSES, MinibatchDeviation, penalties, right_share
+from a3.judge_classifier import judge, judge_samples
 from a3.runs import Run, RunError, epoch_sum, images_in, one_cycle, random_stream
 from datasets import RandomShift, mnist
 
@@ -75,15 +75,15 @@ def scaled(x: Tensor) -> Tensor:
     return x / 127.5 - 1
 
 
-def measures(d_loss: Tensor, g_loss: Tensor, real_a: Tensor, fake_a: Tensor, after_a: Tensor
-             ) -> Tensor:
+def measures(loss: str, d_loss: Tensor, g_loss: Tensor, real_a: Tensor, fake_a: Tensor,
+             after_a: Tensor) -> Tensor:
     """Return the MEASURES of a batch, summed over its images, and their number, (7,).
 
-    Losses are without penalty; D's class of an image, real or generated, is its logit's sign.
+    Losses are without penalty.
     """
-    right = 0.5 * ((real_a > 0).float() + (fake_a < 0).float())  # (B, 1)
+    right = right_share(loss, real_a, fake_a)
     outputs = [a.sigmoid().mean() for a in (real_a, fake_a, after_a)]
-    means = (d_loss, g_loss, *outputs, right.mean(), torch.ones_like(d_loss))
+    means = (d_loss, g_loss, *outputs, right, torch.ones_like(d_loss))
     return len(real_a) * torch.stack(means).detach()
 
 
@@ -190,13 +190,14 @@ def update(x: Tensor, z: Tensor, discriminator: Discriminator, generator: Genera
     optimizer_G.step()
     discriminator.requires_grad_(True)
 
-    return measures(d_value, g_value, real_a, fake_a, after_a)
+    return measures(loss, d_value, g_value, real_a, fake_a, after_a)
 
 
-def averages(sums: list[Tensor]) -> dict[str, float]:
-    """Divide the sums of an epoch once, by the number of images."""
+def averages(loss: str, sums: list[Tensor]) -> dict[str, float]:
+    """Divide the sums of an epoch once, by the number of images; a critic has no accuracy."""
     *totals, images = epoch_sum(sums).tolist()
-    return {key: total / images for key, total in zip(MEASURES, totals, strict=True)}
+    return {key: total / images for key, total in zip(MEASURES, totals, strict=True)
+            if key != "d_accuracy" or loss != "wasserstein"}
 
 
 def train(dataloader, discriminator: Discriminator, generator: Generator, optimizer_G,  # noqa: N803
@@ -213,7 +214,7 @@ def train(dataloader, discriminator: Discriminator, generator: Generator, optimi
         z = torch.randn(len(x), generator.latent_dim, device=x.device)
         r1_weight = 0.0 if i % r1[1] else r1[0] * r1[1]
         sums.append(update(x, z, discriminator, generator, *optimizers, loss, bfloat16, r1_weight))
-    return averages(sums)
+    return averages(loss, sums)
 
 
 @torch.no_grad()
@@ -227,8 +228,8 @@ def validate(dataloader, discriminator: Discriminator, generator: Generator,
     for x, noise in zip(images_in(dataloader), z.split(dataloader.batch_size), strict=False):
         real_a = discriminator.logits(x)
         fake_a = discriminator.logits(generator.decode(noise))
-        sums.append(measures(d_loss(real_a, fake_a), g_loss(fake_a), real_a, fake_a, fake_a))
-    return averages(sums)
+        sums.append(measures(loss, d_loss(real_a, fake_a), g_loss(fake_a), real_a, fake_a, fake_a))
+    return averages(loss, sums)
 
 
 def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) -> tuple:
@@ -277,7 +278,8 @@ def fit(run: Run, model: nn.Module, data, optimizer) -> None:
             run.record("loss D: train {d_loss:.3f}, val {val:.3f}; G {g_loss:.3f}; D(x) "
                        "{d_real:.2f}, D(G(z)) {d_fake:.2f}".format(
                            **train_loss, val=val_loss["d_loss"]), **train_loss,
-                       val_d_loss=val_loss["d_loss"], val_d_accuracy=val_loss["d_accuracy"])
+                       **{f"val_{key}": value for key, value in val_loss.items()
+                          if key in ("d_loss", "d_accuracy")})
             if epoch in run.moments:
                 run.snapshots[epoch] = draw_moment(model, run.args.seed)
                 save_training_figures(run)
@@ -288,7 +290,7 @@ def fit(run: Run, model: nn.Module, data, optimizer) -> None:
 def evaluate(run: Run, generator: Generator, classifier, val, test) -> dict:
     """Return the final numbers: the last epoch's, and how the classifier judges the samples."""
     samples = grey(generator.sample(EVALUATION_SAMPLES, random_stream(run.args.seed, "test")))
-    return {**{key: run.history[-1][key] for key in MEASURES},
+    return {**{key: value for key, value in run.history[-1].items() if key in MEASURES},
             **judge_samples(classifier, samples, val.images / 255, test.images / 255)}
 
 
@@ -307,8 +309,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     fit(run, model, data, optimizers(model, args))
     save_training_figures(run)
     run.reload()
-    digits, _, unseen = mnist(args.data_root, dataset=train.source.name, device=args.device)
-    classifier, facts = trained_classifier(digits, unseen, run.checkpoint.parent.parent)
+    classifier, facts = judge("grey", run.device)
     generator = model.sampler(args.seed)
     ends = save_latent_figures(run, generator, classifier, train.images / 255)
     return run.finish(**evaluate(run, generator, classifier, val, test), **facts,

@@ -3,15 +3,20 @@
 The VAE's and the flow's likelihoods are of different data (binary and 8-bit images) and the GAN
 has none, so the comparison is of what all can do: draw samples. They are judged in one domain. All
 images, real and drawn, become binary by a Bernoulli draw of each pixel, and a classifier trained
-on such images gives the features that a3/judge_metrics.py measures. The floor is the score of
-MNIST's last 10,000 training images, on which neither the GAN, the flows nor the classifier was
-trained; most of them, in another binarization, are among the VAEs' training images.
+on such images gives the features that a3/judge_metrics.py measures. A second judge, of random
+weights, is one by which nobody chose a recipe. The floor is the score of as many of MNIST's last
+10,000 training images, on which neither the GAN, the flows nor the classifier was trained; most of
+them, in another binarization, are among the VAEs' training images.
+
+Means and deviations are over trainings, where further seeds of a run are there (<run>-seed1, ...);
+the deviation by the draws of samples has a name of its own.
 
     python code/evaluate.py                     # after the full runs: 16 min on 2 cores
     python code/evaluate.py --models vae gan nf      # the assignment's three
 """
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,11 +35,11 @@ from a3 import figures
 from a3.devices import describe_device
 from a3.gan_figures import grey
 from a3.importance import Estimate, importance_sampled_nll
-from a3.judge_classifier import classify, features, trained_classifier
-from a3.judge_comparison import measure_samples, over_repeats, rank
+from a3.judge_classifier import classify, features, judge
+from a3.judge_comparison import agreement, measure_samples, over_repeats, over_trainings, rank
 from a3.judge_memory import SAMPLES as MEMORY_SAMPLES
 from a3.judge_memory import Memory, save_ratios
-from a3.judge_metrics import nearest
+from a3.judge_metrics import frechet_distance, nearest
 from a3.latents import slerp
 from a3.nf_figures import save_bits_maps
 from a3.records import REPOSITORY, report_folder, write_record
@@ -47,7 +52,12 @@ from vae_variants import trained_vae
 # The contestants: their usual runs, and what they are.
 RUNS = {"vae": ("vae-z20", "the VAE"), "gan": ("gan", "the GAN"), "nf": ("nf", "the flow"),
         "nf_multiscale": ("nf-multiscale", "the multi-scale flow"),
-        "vae_best": ("vae-best", "the VAE of the highest likelihood")}
+        "vae_best": ("vae-best", "the VAE of the highest likelihood"),
+        "gan_template": ("gan-template", "the GAN of the course's plain recipe")}
+LIKELIHOOD = "the model's own loss on validation images"
+# How the recipe of each was chosen: not all by the kind of number that is compared here.
+CHOSEN_BY = {**dict.fromkeys(RUNS, LIKELIHOOD), "gan_template": "the course, not us",
+             "gan": "the Frechet distance to validation images, by the classifier of grey ones"}
 INTERPOLATED = (3, 8)  # digits at the ends of the walks
 TIMED_SAMPLES = 1000
 IMAGE_ROWS = 100  # images in a batch of the VAE's likelihood
@@ -62,7 +72,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, (run, what) in RUNS.items():
         add(f"--{name}", type=run_label, default=run, metavar="RUN",
             help=f"finished run of {what}")
-    add("--nll_samples", type=positive_int, default=2000, metavar="K",
+    add("--nll_samples", type=positive_int, default=5000, metavar="K",
         help="importance samples for each image's likelihood under the VAE")
     add("--iw_samples", type=positive_int, default=16, metavar="K",
         help="noise draws for each image's likelihood under the flow")
@@ -149,16 +159,33 @@ def as_flow(model: nn.Module, results: dict, args: argparse.Namespace) -> Traine
 
 
 LOADERS = {"vae": load_vae, "gan": load_gan, "nf": load_nf, "nf_multiscale": load_multiscale,
-           "vae_best": load_vae}
+           "vae_best": load_vae, "gan_template": load_gan}
 
 
-def load_models(args: argparse.Namespace) -> dict[str, Trained]:
-    """Load the finished runs of the models that are compared.
+def load_models(args: argparse.Namespace) -> dict[str, list[Trained]]:
+    """Load the finished runs of the models that are compared, with all their seeds.
+
+    What was not asked for by name is left out, with a line, where it is missing.
 
     Raises:
-        RunError: one is missing or was stopped half-way; the message names the command.
+        RunError: a run is missing or was stopped half-way; the message names the command.
     """
-    return {name: LOADERS[name](getattr(args, name), args) for name in RUNS if name in args.models}
+    models: dict[str, list[Trained]] = {}
+    results = (args.out or REPOSITORY / "report") / "results"
+    for name in (name for name in RUNS if name in args.models):
+        run = getattr(args, name)
+        further = re.compile(re.escape(run) + r"-seed\d+")
+        runs = [run, *sorted(file.stem for file in results.glob("*.json")
+                             if further.fullmatch(file.stem))]
+        asked = args.changed.keys() & {"models", name} or len(args.models) == 1
+        if asked or (results / f"{run}.json").exists():
+            models[name] = [LOADERS[name](one, args) for one in runs]
+            print(f"{name}: {len(runs)} training{'s' * (len(runs) > 1)}: {', '.join(runs)}")
+        else:
+            print(f"{name}: left out, since there is no finished run '{run}'")
+    if not models:
+        raise RunError("there is no finished run to compare; make models makes them")
+    return models
 
 
 # Likelihood: each model on its own data ----------------------------------------------------------
@@ -190,7 +217,7 @@ def nf_likelihood(model: nn.Module, test, args: argparse.Namespace) -> dict:
 def in_units(estimate: Estimate, key: str, draws: int) -> dict:
     """Return an estimate in nats per image and bits per dimension, with both its errors."""
     nats = {key: estimate.mean(), f"{key}_draw_error": estimate.draw_error(),
-            f"{key}_image_error": estimate.image_error()}
+            f"{key}_image_error": estimate.image_error(), f"{key}_doubling": estimate.doubling()}
     numbers: dict = {f"{key}_draws": draws}
     for name, value in nats.items():
         numbers[f"{name}_nats"] = value
@@ -281,26 +308,57 @@ def walks(models: dict[str, Trained], test, classifier, args: argparse.Namespace
 
 # Main --------------------------------------------------------------------------------------------
 
-def compare_samples(models: dict[str, Trained], test, unseen: Tensor, classifier,
+def some_of(images: Tensor, number: int, noise: torch.Generator) -> Tensor:
+    """Return so many of the images, drawn without replacement."""
+    return images[torch.randperm(len(images), generator=noise)[:number].to(images.device)]
+
+
+def compare_samples(models: dict[str, list[Trained]], test, unseen: Tensor, judges: list,
                     args: argparse.Namespace) -> dict[str, dict]:
-    """Return the measures of all models and of the floor, with deviations over repeats.
+    """Return the measures of all models and of the floor, with their deviations.
 
     A repeat draws everything anew: the samples, and the binary images of test and of the floor.
+    The floor is of as many real images as there are samples.
     """
-    real = [features(classifier, bernoulli(test.images / 255, random_stream(args.seed, use)))
-            for use in (f"test {repeat}" for repeat in range(args.repeats))]
+    real = [[features(one, bernoulli(test.images / 255, random_stream(args.seed, use)))
+             for one in judges] for use in (f"test {repeat}" for repeat in range(args.repeats))]
+    floor = argparse.Namespace(draw=partial(some_of, unseen))
     table = {}
-    for name in (*models, "floor"):
-        rows = []
-        for repeat in progress(range(args.repeats)):
-            noise = random_stream(args.seed, f"{name} samples {repeat}")
-            images = models[name].draw(args.samples, noise) if name in models else unseen
-            rows.append(measure_samples(bernoulli(images, noise), real[repeat], test.labels.cpu(),
-                                        classifier, noise))
-        table[name] = over_repeats(rows)
+    for name, trainings in {**models, "floor": [floor]}.items():
+        tables = []
+        for model in trainings:
+            rows = []
+            for repeat in progress(range(args.repeats)):
+                noise = random_stream(args.seed, f"{name} samples {repeat}")
+                images = bernoulli(model.draw(args.samples, noise), noise)
+                rows.append(measure_samples(images, real[repeat], test.labels.cpu(), judges,
+                                            noise))
+            tables.append(over_repeats(rows))
+        table[name] = over_trainings(tables)
         print(f"{name}: Frechet distance {table[name]['frechet_distance']:.2f}, "
               f"coverage {table[name]['coverage']:.3f}", flush=True)
     return table
+
+
+def shift_between_files(test, unseen: Tensor, judges: list, args: argparse.Namespace) -> dict:
+    """Return what of the floor is the difference of two files, and what the number of images.
+
+    The Frechet distance of n unseen training images to n test images, beside that of n test
+    images to n others, both averaged over the repeats; n is half of the test images at most.
+    """
+    n = min(args.samples, len(test.images) // 2)
+    rows = []
+    for repeat in range(args.repeats):
+        noise = random_stream(args.seed, f"files {repeat}")
+        two = some_of(test.images / 255, 2 * n, noise).chunk(2)
+        parts = [bernoulli(images, noise) for images in (*two, some_of(unseen, n, noise))]
+        for kind, one in zip(("", "random_"), judges, strict=True):
+            same, other, file = (features(one, images) for images in parts)
+            scale = same.var(dim=0).sum().item() if kind else 1.0
+            rows.append({f"{kind}frechet_distance_{where}": frechet_distance(images, same) / scale
+                         for where, images in (("within_test", other), ("between_files", file))})
+    return {"images": n, **{key: statistics.fmean(row[key] for row in rows if key in row)
+                            for key in sorted({key for row in rows for key in row})}}
 
 
 def memorised(models: dict[str, Trained], grey: Sequence[Split], args: argparse.Namespace,
@@ -362,23 +420,28 @@ def save_figures(models: dict[str, Trained], test, train: Tensor, classifier,
 def main(argv: Sequence[str] | None = None) -> dict:
     """Load the models, measure, draw; write comparison.json and return what it holds."""
     args = parse_args(argv)
-    models = load_models(args)
+    trainings = load_models(args)
+    models = {name: runs[0] for name, runs in trainings.items()}  # cost, walks: of the first
     train, val, test = mnist(args.data_root, dataset=args.dataset, device=args.device)
     name = run_name("comparison", args, train.source, "mnist")
     out = report_folder(args.out)
-    digits = [Split(255 * binarize(split.images, seed), split.source, split.labels)
-              for seed, split in enumerate((train, test))]
-    classifier, facts = trained_classifier(
-        *digits, (args.out or REPOSITORY) / "checkpoints", "binary")
+    args.samples = min(args.samples, len(val.images))  # as many as the floor can have
+    (classifier, facts), (random, other) = judge("binary", args.device), judge("random",
+                                                                               args.device)
+    judges = [classifier, random]
 
     binary_train = binarize(train.images, args.seed).float()
-    table = compare_samples(models, test, val.images / 255, classifier, args)
+    table = compare_samples(trainings, test, val.images / 255, judges, args)
     rank({key: table[key] for key in models})
+    alike = agreement({key: table[key] for key in models})
+    if alike is not None:
+        print(f"the second judge ranks {alike:.0%} of the pairs of models alike", flush=True)
 
     near = memorised(models, (train, val, test), args, out / "figures" / f"{name}-memory.pdf")
     for key, model in models.items():
         table[key].update(near[key])
         table[key].update(cost(model, random_stream(args.seed, f"{key} cost"), args.device))
+        table[key]["chosen_by"] = CHOSEN_BY[key]
         is_vae = LOADERS[key] is load_vae
         table[key]["round_trip_rms"] = round_trip(model, test.images[:1000], is_vae)
         if is_vae:
@@ -395,7 +458,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     keys = sorted({key for row in table.values() for key in row})
     rows = {key: {one: row.get(one) for one in keys} for key, row in table.items()}
     results = write_record(
-        out / "results" / f"{name}.json", args.device, **rows, **facts, seed=args.seed,
+        out / "results" / f"{name}.json", args.device, **rows, **facts,
+        second_judge_sha256=other["classifier_sha256"], second_judge_ranks_alike=alike,
+        files=shift_between_files(test, val.images / 255, judges, args), seed=args.seed,
         samples=args.samples, repeats=args.repeats,
         runs={key: getattr(args, key) for key in models})
     print(f"done: {out / 'results' / name}.json, figures in {out / 'figures'}")

@@ -16,7 +16,7 @@
     vae_flows         couplings of codes, for posterior and prior
     vae_monitors      posterior collapse and information overload
     gan_losses        losses of D and G, gradient penalty
-    judge_classifier  the digit classifier: training, digits, features
+    judge_classifier  the networks that judge samples: digits, features
     judge_metrics     distances between two sets of features
     judge_comparison  the comparison's table: all measures, over repeats, ranks
     judge_memory      whether samples are copies of training images

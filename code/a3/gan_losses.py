@@ -77,6 +77,16 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, fake: Tensor
     return ((gradient.norm(dim=1) - 1) ** 2).mean()
 
 
+def right_share(loss: str, real_a: Tensor, fake_a: Tensor) -> Tensor:
+    """Return the share of images that D takes for what they are, by the middle of its logits.
+
+    Least squares aims at 1 and 0, the others to both sides of 0. Wasserstein's critic only
+    compares: it has no middle, and the share no meaning.
+    """
+    middle = 0.5 if loss == "least_squares" else 0.0
+    return 0.5 * ((real_a > middle).float().mean() + (fake_a < middle).float().mean())
+
+
 def r1_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return E[|grad a(x)|^2] / 2 at real images x (B, 784) (Mescheder et al. 2018, eq. 9).
 

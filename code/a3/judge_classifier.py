@@ -1,20 +1,30 @@
-"""A digit classifier, which counts samples by digit and gives the features they are judged by.
+"""The judges: networks that count samples by digit and give the features they are judged by.
 
-There is no agreed feature network for MNIST, so Frechet distances by this one compare only within
-this repository. Every result that uses it records its test accuracy and the hash of its weights.
+There is no agreed feature network for MNIST, so Frechet distances by these compare only within
+this repository. Their weights are part of it (code/weights, made by judges.py), so that everybody
+judges alike; every result names its judge with the hash and its test accuracy.
 """
 
 import hashlib
+import io
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a3 import checkpoints
 from a3.judge_metrics import frechet_distance
-from a3.runs import RunError, one_cycle, progress
+from a3.records import RunError
+from a3.runs import one_cycle, progress
 
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+# SHA-256 of the file of each: the classifiers of grey and of binary digits, and a network of the
+# same form with random weights, by which no recipe was chosen.
+JUDGES = {
+    "grey": "1f97f158f9ddaaeda9e06877efdf25844c7a4ea6256918310eb66ca039674a5d",
+    "binary": "ccf8d28471f806fb969faedd5cd8c12148ab8ebbe3048a6e0b69a9d331a6a2a8",
+    "random": "6d7d1aac0ddcbaecff353c38ac3fc160646baecbce68c8459d9e2483c29f741a",
+}
 EPOCHS = 4
 FEATURES = 128
 CLEAR = 0.9  # an image counts as clear if its likeliest digit is more probable than this
@@ -44,44 +54,30 @@ class DigitClassifier(nn.Module):
         return self.head(self.features(x))
 
 
-# Training ----------------------------------------------------------------------------------------
-
-def trained_classifier(train, test, folder: Path, kind: str = "") -> tuple[DigitClassifier, dict]:
-    """Return the classifier, in eval mode, and its facts; trained once, then read from disk.
+def judge(kind: str, device: str = "cpu") -> tuple[DigitClassifier, dict]:
+    """Return a committed judge, in eval mode, and the facts by which results name it.
 
     Args:
-        train, test: Splits with labels, pixels in 0..255.
-        folder: where it is kept between runs.
-        kind: goes into the file's name, if the images are not MNIST itself.
-
-    Returns:
-        the network, and a dict with its test accuracy and the SHA-256 of its weights.
+        kind: one of JUDGES.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: its file is missing, or not the one that JUDGES names.
     """
-    device = train.images.device
-    file = folder / f"digit-classifier-{'-'.join(filter(None, (train.source.name, kind)))}.pt"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # everybody compares by one network
-        classifier = DigitClassifier().to(device)
-        if file.exists():
-            try:
-                classifier.load_state_dict(checkpoints.load(file))
-            except Exception as error:  # whatever a damaged or older file makes torch raise
-                raise RunError(f"'{file}' cannot be read as the digit classifier "
-                               f"({type(error).__name__}); delete it") from error
-        else:
-            print(f"training the digit classifier, once: {file.name}", flush=True)
-            fit(classifier, train)
-            checkpoints.save(classifier.state_dict(), file)
-    classifier.eval().requires_grad_(False)
-    digits, _ = classify(classifier, test.images / 255)
-    weights = b"".join(value.cpu().numpy().tobytes() for value in classifier.state_dict().values())
-    return classifier, {
-        "classifier_test_accuracy": (digits == test.labels).float().mean().item(),
-        "classifier_sha256": hashlib.sha256(weights).hexdigest()}
+    file = WEIGHTS / f"{kind}-{JUDGES[kind][:8]}.pt"
+    content = file.read_bytes() if file.exists() else b""
+    if hashlib.sha256(content).hexdigest() != JUDGES[kind]:
+        raise RunError(f"'{file}' is {'damaged' if content else 'missing'}, and nothing else may "
+                       "judge samples; get it back with git checkout code/weights")
+    held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with torch.random.fork_rng(devices=[]):  # which weights it begins with does not matter
+        network = DigitClassifier()
+    network.load_state_dict(held["weights"])  # 16-bit numbers, in a network of 32-bit ones
+    return network.to(device).eval().requires_grad_(False), {
+        "classifier": file.stem, "classifier_sha256": JUDGES[kind],
+        "classifier_test_accuracy": held["test_accuracy"]}
 
+
+# Training ----------------------------------------------------------------------------------------
 
 def fit(classifier: DigitClassifier, data) -> None:
     """Train by cross-entropy on a Split of labelled images, shuffled independently of it."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -47,8 +48,16 @@ def results(tmp_path_factory, request) -> tuple[dict, dict, list[str]]:
         flags += [f"--{name}", run.stem]
     small = [*flags, "--samples", "300", "--repeats", "2", "--iw_samples", "3"]
     one = evaluate.main([*small, "--nll_samples", "40", "--chunk", "40"])
+    seed(out, flags[flags.index("--vae") + 1])
     other = evaluate.main([*small, "--nll_samples", "41", "--chunk", "7", "--seed", "7"])
     return one, other, flags
+
+
+def seed(out: Path, run: str, name: str | None = None) -> None:
+    """Give a finished run another name; by default that of a further seed of it."""
+    name = name or f"{run}-seed1"
+    shutil.copytree(out / "checkpoints" / run, out / "checkpoints" / name)
+    shutil.copy(out / "results" / f"{run}.json", out / "results" / f"{name}.json")
 
 
 def test_the_comparison_has_the_same_keys_for_all_and_is_written(results):
@@ -75,7 +84,8 @@ def test_other_seeds_and_chunks_agree_within_the_stated_errors(results):
         assert abs(difference) < 5 * error, (name, difference, error)
     for key in ("frechet_distance", "coverage"):
         floor, again = one["floor"], other["floor"]
-        error = math.hypot(floor[f"{key}_deviation"], again[f"{key}_deviation"])
+        error = math.hypot(floor[f"{key}_sampling_deviation"],
+                           again[f"{key}_sampling_deviation"])
         assert abs(floor[key] - again[key]) < 6 * error + 0.02, (key, floor[key], again[key])
 
 
@@ -99,7 +109,7 @@ def test_the_loaded_models_are_those_of_the_runs_in_eval_mode(results):
     """The likelihoods are reached again: the weights are those of the checkpoint."""
     one, _, flags = results
     args = evaluate.parse_args(flags)
-    models = evaluate.load_models(args)
+    models = {name: trainings[0] for name, trainings in evaluate.load_models(args).items()}
     for name, model in models.items():
         assert isinstance(model.network, nn.Module) and not model.network.training, name
     assert one["vae"]["test_elbo_nats"] == models["vae"].results["test_elbo_nats"]
@@ -128,10 +138,11 @@ def test_the_terms_of_all_pixels_are_the_flows_density(results):
 
 def test_estimates_are_given_in_both_units():
     nll = torch.full((4,), 784 * math.log(2) * 3, dtype=torch.float64)
-    estimate = Estimate(nll, torch.ones(4).double())
+    estimate = Estimate(nll, torch.ones(4).double(), nll + 0.25)
     row = evaluate.in_units(estimate, "test_nll", 5)
     assert math.isclose(row["test_nll_bits_per_dim"], 3)
     assert math.isclose(row["test_nll_draw_error_nats"], 0.5)
+    assert math.isclose(row["test_nll_doubling_nats"], 0.25)
     assert row["test_nll_image_error_nats"] < 1e-9 and row["test_nll_draws"] == 5
 
 
@@ -174,8 +185,10 @@ def test_every_repeat_draws_the_real_images_anew_and_alike_for_all_models(monkey
     """What the samples are measured against differs by repeat, and by nothing else."""
     seen = []
 
-    def measure(images, real, digits, classifier, noise):
-        seen.append(real)
+    def measure(images, real, digits, judges, noise):
+        assert len(images) == 15 and judges == ["ours", "another"]
+        assert all(torch.equal(real[0], one) for one in real)
+        seen.append(real[0])
         return {"frechet_distance": 1.0, "coverage": 1.0}
 
     monkeypatch.setattr(evaluate, "features", lambda classifier, images: images)
@@ -183,7 +196,60 @@ def test_every_repeat_draws_the_real_images_anew_and_alike_for_all_models(monkey
     images = torch.full((20, 784), 128, dtype=torch.uint8)
     test = Split(images, None, labels=torch.zeros(20, dtype=torch.int64))
     model = Namespace(draw=lambda number, noise: torch.rand(number, 784, generator=noise))
-    evaluate.compare_samples({"vae": model}, test, images / 255, None,
-                             Namespace(seed=1, samples=20, repeats=2))
-    assert len(seen) == 4 and not torch.equal(seen[0], seen[1])
-    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    table = evaluate.compare_samples({"vae": 2 * [model]}, test, images / 255,
+                                     ["ours", "another"], Namespace(seed=1, samples=15, repeats=2))
+    assert (table["vae"]["trainings"], table["floor"]["trainings"]) == (2, 1)
+    assert len(seen) == 6 and not torch.equal(seen[0], seen[1])
+    for repeat in range(2):
+        for later in (seen[2 + repeat], seen[4 + repeat]):  # the other training, and the floor
+            assert torch.equal(seen[repeat], later)
+
+
+def test_deviations_are_over_all_seeds_that_are_there(results, capsys):
+    one, other, _ = results
+    assert [row["vae"]["trainings"] for row in (one, other)] == [1, 2]
+    assert one["vae"]["frechet_distance_deviation"] is None
+    assert other["vae"]["frechet_distance_deviation"] == 0, "it is the same training twice"
+    assert other["gan"]["trainings"] == 1 and other["gan"]["frechet_distance_deviation"] is None
+    for row in (one["vae"], other["vae"], other["gan"], other["floor"]):
+        assert row["frechet_distance_sampling_deviation"] > 0
+    assert {one[name]["chosen_by"] for name in SCRIPTS} == {
+        evaluate.LIKELIHOOD, evaluate.CHOSEN_BY["gan"]}
+
+
+def test_a_missing_run_that_was_not_asked_for_is_left_out_with_a_line(results, capsys):
+    flags = results[2]
+    out = evaluate.parse_args(flags).out
+    here = ["--device", "cpu", "--out", str(out)]
+    with pytest.raises(RunError, match="no finished run to compare"):
+        evaluate.load_models(evaluate.parse_args(here))
+    seed(out, flags[flags.index("--gan") + 1], "gan")
+    assert list(evaluate.load_models(evaluate.parse_args(here))) == ["gan"]
+    assert "nf_multiscale: left out, since there is no finished run 'nf-multiscale'" in (
+        capsys.readouterr().out)
+
+
+def test_the_floor_is_told_apart_into_files_and_number_of_images(results):
+    one, _, _ = results
+    files = one["files"]
+    assert files["images"] == 250, "half of the test images"
+    for kind in ("", "random_"):
+        assert files[f"{kind}frechet_distance_within_test"] > 0
+    assert one["samples"] == 300 and 0 <= one["second_judge_ranks_alike"] <= 1
+
+
+def test_other_files_show_beside_the_number_of_images(monkeypatch):
+    """Features are three pixels; the unseen images are two steps away from the test images."""
+    monkeypatch.setattr(evaluate, "features", lambda judge, images: judge * images[:, :3].double())
+    monkeypatch.setattr(evaluate, "bernoulli", lambda images, noise: images)
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4000, 784), generator=noise)
+    found = evaluate.shift_between_files(
+        Split(images, None), images[:3000] / 255 + 2, [1.0, 5.0],
+        Namespace(seed=0, samples=10_000, repeats=3))
+    assert found["images"] == 2000
+    assert found["frechet_distance_within_test"] < 0.01
+    assert math.isclose(found["frechet_distance_between_files"], 12, rel_tol=0.05)
+    variance = 3 * (255 / 256)**2 / 12  # of the three pixels, by which the other judge's is given
+    assert math.isclose(found["random_frechet_distance_between_files"], 12 / variance,
+                        rel_tol=0.1)

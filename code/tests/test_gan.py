@@ -87,12 +87,29 @@ def test_training_by_the_wrong_objective_would_show():
         assert last - first > 0.005, (key, first, last)
 
 
+@pytest.mark.parametrize(("loss", "right"), [
+    ("nonsaturating", 0.5), ("minimax", 0.5), ("hinge", 0.5), ("least_squares", 1.0),
+    ("wasserstein", None)])
+def test_the_accuracy_of_d_is_by_the_middle_of_its_objective(loss, right):
+    """Logits 0.6 of real and 0.4 of generated images: least squares has its middle at 1/2."""
+    real_a, fake_a, zero = torch.full((4, 1), 0.6), torch.full((4, 1), 0.4), torch.tensor(0.0)
+    sums = [gan.measures(loss, zero, zero, real_a, fake_a, fake_a)]
+    assert gan.averages(loss, sums).get("d_accuracy") == right
+
+
+def test_a_critic_is_recorded_without_an_accuracy(tmp_path):
+    one_epoch("default", tmp_path, "--loss", "wasserstein")
+    (table,) = (tmp_path / "results").glob("*.csv")
+    columns = table.read_text().splitlines()[0].split(",")
+    assert "val_d_loss" in columns and not {"d_accuracy", "val_d_accuracy"} & {*columns}
+
+
 def one_epoch(recipe: str, out: Path, *argv: str) -> tuple[GAN, tuple, list]:
     """Train for an epoch of two updates; return the model, its optimizers, G's first weights."""
     args = gan.parse_args(["--recipe", recipe, "--latent_dim", "8", "--epochs", "1",
                            "--device", "cpu", "--out", str(out), *argv])
     torch.manual_seed(0)
-    model, seen = GAN(8, recipe=recipe), []
+    model, seen = GAN(8, args.loss, recipe), []
     if model.average is not None:
         model.average.multi_avg_fn = get_ema_multi_avg_fn(0.5)
     optimizer = gan.optimizers(model, args)

@@ -268,7 +268,7 @@ ALLOWED = {"a3": {"a3"}, "datasets": {"a3"},
            "nf_multiscale": {"a3", "datasets", "a3_nf_template"},
            "baseline": set(),
            **{script: {"a3", "datasets", "vae_variants", "nf_multiscale", "baseline", *TEMPLATES}
-              for script in ("evaluate", "study", "walks", "benchmark")}}
+              for script in ("evaluate", "study", "walks", "benchmark", "judges")}}
 
 
 def without_tests() -> list[Path]:

@@ -295,11 +295,11 @@ def test_the_comparison_measures_what_it_says(use, tmp_path, monkeypatch):
         script.main([*SMALL, *own, "--out", str(tmp_path)])
         (run,) = (tmp_path / "results").glob(f"{name}-*.json")
         flags += [f"--{name}", run.stem]
-    judges, original = [], evaluate.trained_classifier
+    judges, original = [], evaluate.judge
 
-    def trained_classifier(train, test, *args):
-        judges.append([split.images.unique().tolist() for split in (train, test)])
-        return original(train, test, *args)
+    def judge(kind, device):
+        judges.append(kind)
+        return original(kind, device)
 
     memories, remember = [], evaluate.Memory
 
@@ -309,14 +309,13 @@ def test_the_comparison_measures_what_it_says(use, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "Memory", memory)
     monkeypatch.setattr(evaluate, "MEMORY_SAMPLES", 40)
-    monkeypatch.setattr(evaluate, "trained_classifier", trained_classifier)
+    monkeypatch.setattr(evaluate, "judge", judge)
     monkeypatch.setattr(evaluate, "save_figures", lambda *_: None)
     before = evaluate.main(flags)
-    assert judges == [[[0, 255], [0, 255]]]  # it judges binary images, so it learns from such
+    assert judges == ["binary", "random"]  # what judges binary images has learnt from such
     assert memories == [[True, *SIZES], [False, *SIZES]]  # the VAE's own images are binary
     assert before["classifier_sha256"] != gan_judge(tmp_path)
     of_test = {"test_elbo_nats", "test_nll_nats", "test_bits_per_dim", "round_trip_rms"}
-    # The judges are on the disk by now, and stay what they are.
     expected = {
         "train": {**dict.fromkeys(("vae", "gan", "nf"), NEAR)},
         "val": {**dict.fromkeys(("vae", "gan", "nf"), NEAR), "floor": MEASURES},
