@@ -158,7 +158,7 @@ def collected(args: argparse.Namespace) -> list[dict]:
         RunError: a case is missing.
     """
     folders = [args.out] if args.out else [REPOSITORY / "study", REPOSITORY / "report"]
-    records = [json.loads(file.read_text()) for folder in folders
+    records = [json.loads(file.read_text(encoding="utf-8")) for folder in folders
                for file in (folder / "results").glob("study*-cases*.json")]
     rows = {row["name"]: row for record in sorted(records, key=lambda one: one["date"])
             for row in record["rows"]

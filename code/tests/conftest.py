@@ -1,5 +1,6 @@
 """What all tests share, whatever the folder in which pytest is started."""
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -9,6 +10,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 # Also without the settings of pyproject.toml, which pytest does not find from the root.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# A shell lets what it starts with "&" ignore Ctrl-C, which tests send to processes of their own.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run, and nothing left behind.
 HYPOTHESIS_HOME = tempfile.TemporaryDirectory()

@@ -71,7 +71,8 @@ SCRIPTS = {  # a script and its flags
 COMPARED = {"vae": "vae-z2-*", "nf": "nf-*", "gan": "gan-s*"}  # names of their runs
 STUDY = [*SMALL, "--limit", "64", "--epochs", "2", "--jobs", "2", "--cases", "ELBO", "shifts"]
 # What differs between equal runs: times, and the commit, which may be another by then.
-CLOCKS = {"epoch_seconds", "train_seconds", "date", "milliseconds_per_1000_samples", "commit",
+CLOCKS = {"epoch_seconds", "train_seconds", "date", "evaluated", "commit",
+          "milliseconds_per_1000_samples",
           "begun_on"}
 # How many trials of each kind; with --share, a part of them.
 KILLS = {"vae": 45, "variants": 45, "nf": 45, "gan": 10, "gan-template": 35, "evaluate": 8,
@@ -103,7 +104,8 @@ def make_small() -> None:
     for module, name, value in (
             (figures, "ZOOM", 1), (vae_figures, "MANIFOLD_SIDE", 4),
             (gan, "EVALUATION_SAMPLES", 300), (monitors, "EXAMINED_CODES", 20),
-            (judge_classifier, "EPOCHS", 1), (judge_metrics, "SUBSETS", 5)):
+            (judge_classifier, "EPOCHS", 1), (judge_metrics, "SUBSETS", 5),
+            (evaluate, "MEMORY_SAMPLES", 40), (evaluate, "TIMED_SAMPLES", 50)):
         assert hasattr(module, name), name
         setattr(module, name, value)
     torch.set_num_threads(1)

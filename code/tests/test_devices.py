@@ -14,7 +14,7 @@ from a3 import devices
 def machine(monkeypatch):
     """Pretend to be a machine with this /proc/cpuinfo and this capability of its GPU."""
     def pretend(cpuinfo: str | None = None, capability: tuple = (0, 0)):
-        def read_text():
+        def read_text(encoding):
             if cpuinfo is None:
                 raise OSError("no such file")
             return cpuinfo

@@ -46,7 +46,7 @@ SCRIPTS = {  # free bits of a dimension stand in a maximum over the whole batch'
     "gan": (gan, gan, [*SMALL, "--latent_dim", "8"])}
 # What depends on the moment, the machine and the number of ranks.
 FACTS = {"epoch_seconds", "train_seconds", "date", "device", "ranks", "begun_on",
-         "classifier_sha256", "weights_sha256"}
+         "classifier_sha256", "weights_sha256", "evaluated"}
 
 
 def uniform(x: Tensor, number: int) -> Tensor:

@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_bits_stopped_or_not(name, stop_in, whole, 
     one, other = weights(out), weights(tmp_path)
     assert list(one) == list(other)
     assert all(torch.equal(one[key], other[key]) for key in one)
-    clocks = ("epoch_seconds", "train_seconds", "date")
+    clocks = ("epoch_seconds", "train_seconds", "date", "evaluated")
     one, other = ({key: value for key, value in run.items() if key not in clocks}
                   for run in (results, resumed))
     assert one == other
@@ -354,7 +354,7 @@ def test_every_text_file_is_opened_as_utf8_whatever_the_locale():
     ("", ["-c", "code/pyproject.toml", "code/tests"])])
 def test_tests_run_from_any_folder(folder, arguments, tmp_path):
     """In a copy with one small test, which imports ours and must see a warning as an error."""
-    for file in ("pyproject.toml", "a3/__init__.py", "tests/conftest.py",
+    for file in ("pyproject.toml", "a3/__init__.py", "a3/interrupts.py", "tests/conftest.py",
                  "tests/report_modules.py"):
         copied = tmp_path / "code" / file
         copied.parent.mkdir(parents=True, exist_ok=True)

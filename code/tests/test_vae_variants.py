@@ -200,7 +200,7 @@ def test_a_recipe_sets_other_defaults_which_flags_still_change():
      "'--per_dimension' needs '--posterior gaussian'"),
     (["--beta", "2"], "'--beta' needs '--objective beta or free_bits', not elbo"),
     (["--objective", "uae", "--free_bits", "3"], "'--free_bits' needs '--objective free_bits'"),
-    (["--beta", "-1"], "'-1' is not a number of at least 0"),
+    (["--beta", "-1"], "'-1' is not a number from 0 to"),
     (["--prior", "flow", "--zdim", "1"], "a flow needs at least 2 dimensions"),
     (["--likelihood", "gaussian", "--dataset", "bmnist"],
      "'--dataset bmnist' holds binary images; '--likelihood gaussian' needs grey ones")])

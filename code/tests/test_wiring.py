@@ -40,8 +40,8 @@ RUNS = {
 # Facts of the machine and the moment, and what the flags say.
 NO_NUMBERS = {"epochs", "epoch_seconds", "train_seconds", "seconds", "snapshot_epochs", "flags",
               "seed", "data", "device", "vector_instructions", "precision", "versions", "commit",
-              "date", "evaluated", "parameters", "nll_samples", "test_iw_samples", "samples",
-              "epoch"}
+              "date", "evaluated", "parameters", "classifier", "classifier_sha256", "nll_samples",
+              "test_iw_samples", "samples", "epoch"}
 COUNT = re.compile("active_units|wrong|accuracy|share|classes_found")  # may be the same by chance
 # Numbers that do not carry the name of their splits.
 OF = {
@@ -270,7 +270,7 @@ def test_samples_that_show_one_kind_of_image_have_precision_and_no_recall(monkey
     labels = torch.arange(400) % 10
 
     def measured(one: Tensor, other: Tensor) -> dict:
-        return judge_comparison.measure_samples(one, other, labels, None,
+        return judge_comparison.measure_samples(one, [other.double()] * 2, labels, [None] * 2,
                                                 torch.Generator().manual_seed(1))
 
     one, other = measured(narrow, real), measured(real, narrow)
