@@ -23,7 +23,7 @@ a triangular Jacobian, with exact codes, walks and temperatures.
     z      (B, 784)   code, standard normal if the model is right
     seen   (B, 256)   log(1 + how often the image has shown each grey level so far)
 
-    python code/nf_multiscale.py      # 85 min on 2 cores with bfloat16: validation 0.86
+    python code/nf_multiscale.py      # 85 min on one core with bfloat16: validation 0.86
 """
 
 import math

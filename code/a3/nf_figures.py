@@ -78,4 +78,5 @@ def save_bits_maps(maps: dict[str, Tensor], filename: Path) -> None:
             image = axis.imshow(bits.reshape(28, 28).numpy(), cmap="Greys", vmin=0, vmax=darkest)
             axis.set(xticks=[], yticks=[], xlabel=name)
             axis.grid(visible=False)
+            axis.spines[:].set_visible(False)
         axes.flat[0].figure.colorbar(image, ax=list(axes.flat), label="bits per pixel")

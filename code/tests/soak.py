@@ -72,8 +72,7 @@ COMPARED = {"vae": "vae-z2-*", "nf": "nf-*", "gan": "gan-s*"}  # names of their 
 STUDY = [*SMALL, "--limit", "64", "--epochs", "2", "--jobs", "2", "--cases", "ELBO", "shifts"]
 # What differs between equal runs: times, and the commit, which may be another by then.
 CLOCKS = {"epoch_seconds", "train_seconds", "date", "evaluated", "commit",
-          "milliseconds_per_1000_samples",
-          "begun_on"}
+          "milliseconds_per_1000_samples", "begun_on"}
 # How many trials of each kind; with --share, a part of them.
 KILLS = {"vae": 45, "variants": 45, "nf": 45, "gan": 10, "gan-template": 35, "evaluate": 8,
          "study": 12}
