@@ -109,9 +109,7 @@ class Trained:
 
 def load_vae(run: str, args: argparse.Namespace) -> Trained:
     """Return a VAE; its code of an image is the middle of q(z|x)."""
-    model, results = trained_vae(run, args.out, args.device)
-    return Trained(results, model, lambda n, noise: model.sample(n, noise)[1],
-                   lambda x: model.code(binarize(x).float()), model.decode)
+    return as_vae(*trained_vae(run, args.out, args.device), args)
 
 
 def load_gan(run: str, args: argparse.Namespace) -> Trained:
@@ -120,9 +118,7 @@ def load_gan(run: str, args: argparse.Namespace) -> Trained:
     flags = state["flags"]
     model = gan.GAN(flags["latent_dim"], flags["loss"], flags["recipe"])
     model.load_state_dict(state["kept"]["model"])
-    generator = model.to(args.device).sampler(flags["seed"]).eval()
-    return Trained(results, generator, lambda n, noise: grey(generator.sample(n, noise)), None,
-                   lambda z: grey(generator.decode(z)))
+    return as_gan(model.to(args.device).sampler(flags["seed"]), results, args)
 
 
 def load_nf(run: str, args: argparse.Namespace) -> Trained:
@@ -148,6 +144,20 @@ def load_multiscale(run: str, args: argparse.Namespace) -> Trained:
         raise RunError(f"the run '{run}' is not one of code/nf_multiscale.py; name another "
                        "run") from None
     return as_flow(model, results, args)
+
+
+def as_vae(model: nn.Module, results: dict, args: argparse.Namespace) -> Trained:
+    """Return a VAE as the comparison sees it."""
+    model = model.to(args.device).eval()
+    return Trained(results, model, lambda n, noise: model.sample(n, noise)[1],
+                   lambda x: model.code(binarize(x).float()), model.decode)
+
+
+def as_gan(generator: nn.Module, results: dict, args: argparse.Namespace) -> Trained:
+    """Return a generator as the comparison sees it."""
+    generator = generator.to(args.device).eval()
+    return Trained(results, generator, lambda n, noise: grey(generator.sample(n, noise)), None,
+                   lambda z: grey(generator.decode(z)))
 
 
 def as_flow(model: nn.Module, results: dict, args: argparse.Namespace) -> Trained:

@@ -302,14 +302,15 @@ def build(flags: dict) -> VariantVAE:
     return VariantVAE(flags["hidden_dim"], flags["zdim"], **choices, dropout=dropout)
 
 
-def trained_vae(name: str, out: Path | None, device: str) -> tuple[VariantVAE, dict]:
+def trained_vae(name: str, out: Path | None, device: str, binary: bool = True
+                ) -> tuple[VariantVAE, dict]:
     """Return the model of a finished run, in eval mode, and the run's results.
 
     Raises:
-        RunError: there is no such run, or its pixels are not binary.
+        RunError: there is no such run, or its pixels are not binary though they must be.
     """
     state, results = finished_run(name, out, SCRIPTS, "zdim")
-    if state["flags"].get("likelihood") == "gaussian":
+    if binary and state["flags"].get("likelihood") == "gaussian":
         raise RunError(f"the run '{name}' has a Gaussian likelihood, and here images are binary; "
                        "name a run with Bernoulli pixels")
     model = build(state["flags"]).to(device)

@@ -145,8 +145,13 @@ class Parser(argparse.ArgumentParser):
                       f"{message[:LONGEST_LINE]}...")
 
 
-def tool_flags(description: str, sources: tuple[str, ...] = ()) -> argparse.ArgumentParser:
-    """Return a parser with the flags that every script has, those that train nothing included."""
+def tool_flags(description: str, sources: tuple[str, ...] = (), data: bool = True
+               ) -> argparse.ArgumentParser:
+    """Return a parser with the flags that every script has, those that train nothing included.
+
+    Args:
+        data: whether it reads images.
+    """
     parser = Parser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
@@ -155,8 +160,9 @@ def tool_flags(description: str, sources: tuple[str, ...] = ()) -> argparse.Argu
     if sources:
         add("--dataset", choices=("auto", *sources), default="auto",
             help="auto: the first available source")
-    add("--data_root", type=folder, default=None, metavar="DIR",
-        help="data folder (None: the variable A3_DATA, else data/ of the repository)")
+    if data:
+        add("--data_root", type=folder, default=None, metavar="DIR",
+            help="data folder (None: the variable A3_DATA, else data/ of the repository)")
     add("--out", type=folder, default=None, metavar="DIR",
         help="folder for figures/, results/ and checkpoints/ (None: report/ and checkpoints/)")
     return parser

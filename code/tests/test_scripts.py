@@ -202,7 +202,8 @@ def test_importing_a_script_does_nothing():
 
 # Names of runs -----------------------------------------------------------------------------------
 
-NO_NUMBER = {"device", "data_root", "out", "resume", "save_interval", "jobs", "collect"}
+NO_NUMBER = {"device", "data_root", "out", "resume", "save_interval", "jobs", "collect",
+             "npz", "export"}  # change none
 TRIED = ("2", "3", "20", "0.5", "cpu", "another")
 
 
@@ -232,7 +233,7 @@ def with_and_without(script: ModuleType, base: list[str], given: list[str]) -> t
     ("a3_vae_template", "vae-z20"), ("a3_nf_template", "nf"), ("a3_gan_template", "gan"),
     ("a3_gan_template --recipe template", "gan-template"), ("vae_variants", "vae-variant-z20"),
     ("vae_variants --recipe best", "vae-best"), ("nf_multiscale", "nf-multiscale"),
-    ("walks", "vae-z20-walk"),
+    ("walks", "vae-z20-walk"), ("sample", "vae-z20-drawn"),
     ("evaluate", "comparison"), ("study", "study"), ("benchmark", "benchmark")])
 def test_a_flag_is_in_the_name_of_a_run_if_it_changes_a_number(command, plain):
     script, *base = command.split()
@@ -268,7 +269,8 @@ ALLOWED = {"a3": {"a3"}, "datasets": {"a3"},
            "nf_multiscale": {"a3", "datasets", "a3_nf_template"},
            "baseline": set(),
            **{script: {"a3", "datasets", "vae_variants", "nf_multiscale", "baseline", *TEMPLATES}
-              for script in ("evaluate", "study", "walks", "benchmark", "judges")}}
+              for script in ("evaluate", "study", "walks", "benchmark", "judges")},
+           "sample": {"a3", "vae_variants", "nf_multiscale", "evaluate", *TEMPLATES}}
 
 
 def without_tests() -> list[Path]:
