@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from a3.cli import Parser, exit_with, parse, positive_float, run_name, tool_flags
@@ -248,7 +249,7 @@ class Soak:
         return lambda: script.main([*flags, "--out", str(out), *(["--resume"] * resume)])
 
     def begin(self, name: str) -> Path:
-        """Return a new folder with what a script finds there: the classifier, the runs."""
+        """Return a new folder with what a script finds there: the runs."""
         out = Path(tempfile.mkdtemp(dir=self.folder))
         if name == "evaluate":
             shutil.copytree(self.folder / "runs/checkpoints", out / "checkpoints")
@@ -257,10 +258,6 @@ class Soak:
                 for file in (self.folder / "runs" / kind).iterdir():
                     if not file.name.startswith("comparison"):
                         shutil.copy(file, out / kind)
-        elif script_of(name) is gan and random.random() < 0.8:  # else killed while it is trained
-            (out / "checkpoints").mkdir()
-            for file in (self.folder / "runs/checkpoints").glob("digit-classifier-sample.pt"):
-                shutil.copy(file, out / "checkpoints")
         return out
 
     def ends_alike(self, name: str, out: Path) -> list[str]:
@@ -272,7 +269,7 @@ class Soak:
                  if name != "evaluate" or key.split("/")[1].startswith("comparison")}
         whole = self.whole[name]
         left = [str(path.relative_to(out)) for path in out.rglob("*.tmp")
-                if name in SCRIPTS and "classifier" not in path.name]  # git ignores those
+                if name in SCRIPTS]
         return [f"{name}: {key} differs" for key in sorted({*found, *whole})
                 if found.get(key) != whole.get(key)] + ([f"left: {left}"] if left else [])
 
@@ -454,7 +451,13 @@ def each(number: int, content: bytes, look: Callable[[bytes], bool]) -> tuple[in
     return number, [f"{loaded} loaded"] if loaded else []
 
 
-def damaged_files(folder: Path, checkpoint: Path, classifier: Path, number: int
+def read_judge(file: Path) -> None:
+    """Read a judge of samples from another folder than that of the committed ones."""
+    with mock.patch.object(judge_classifier, "WEIGHTS", file.parent):
+        judge_classifier.judge("grey")
+
+
+def damaged_files(folder: Path, checkpoint: Path, number: int
                   ) -> Iterator[tuple[str, int, list[str]]]:
     """Yield for each kind of file how many damaged ones were shown, and what was wrong."""
     noise = np.random.default_rng(0)
@@ -482,9 +485,10 @@ def damaged_files(folder: Path, checkpoint: Path, classifier: Path, number: int
                     return "\n" not in str(error)
 
             yield (f"{kind}{'_gz' * packed}", *each(number // 2, stored, look))
+    (judge,) = judge_classifier.WEIGHTS.glob("grey-*.pt")
     for kind, path, read in (("checkpoint", checkpoint, checkpoints.read),
-                             ("classifier", classifier, checkpoints.load)):
-        copy = folder / f"{kind}.pt"
+                             ("judge", judge, read_judge)):
+        copy = folder / path.name
 
         def look(damaged: bytes, copy=copy, read=read) -> bool:
             copy.write_bytes(damaged)
@@ -668,8 +672,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 print(f"[{done}/{len(work)}] {group}, {kind}; lost: {lost.total()}; "
                       f"{(time.time() - begun) / 60:.0f} min", flush=True)
         for kind, number, troubles in damaged_files(
-                Path(folder), checkpoint, runs / "digit-classifier-sample.pt",
-                math.ceil(MUTATIONS * args.share)):
+                Path(folder), checkpoint, math.ceil(MUTATIONS * args.share)):
             count("damaged_files", f"damaged_{kind}", number, troubles)
     if counts["skipped"]:
         raise RunError(f"{counts['skipped']} of {len(work)} trials did not fit into "

@@ -17,8 +17,8 @@ def test_damaged_files_are_refused(tmp_path, monkeypatch):
     test_runs.train(tmp_path)
     path = tmp_path / "checkpoints/test/last.pt"
     found = {kind: (number, troubles) for kind, number, troubles in soak.damaged_files(
-        tmp_path, path, path, 20)}
-    assert set(found) == {"idx", "idx_gz", "amat", "amat_gz", "checkpoint", "classifier"}
+        tmp_path, path, 20)}
+    assert set(found) == {"idx", "idx_gz", "amat", "amat_gz", "checkpoint", "judge"}
     assert not any(troubles for _, troubles in found.values()), found
     assert sum(number for number, _ in found.values()) >= 80
 
@@ -26,11 +26,11 @@ def test_damaged_files_are_refused(tmp_path, monkeypatch):
 def test_a_reader_that_looks_away_is_found_out(tmp_path, monkeypatch):
     """The soak itself sees what it is made to see."""
     monkeypatch.setattr(fetch, "PUBLISHED", dict(fetch.PUBLISHED))
-    monkeypatch.setattr(checkpoints, "load", lambda path: {})
+    monkeypatch.setattr(checkpoints, "read", lambda path: {})
     test_runs.train(tmp_path)
     path = tmp_path / "checkpoints/test/last.pt"
-    found = {kind: troubles for kind, _, troubles in soak.damaged_files(tmp_path, path, path, 5)}
-    assert found["classifier"] and not found["idx"], found
+    found = {kind: troubles for kind, _, troubles in soak.damaged_files(tmp_path, path, 5)}
+    assert found["checkpoint"] and not found["idx"], found
 
 
 @pytest.mark.parametrize("name", ["killed", "stopped", "disk_full", "not_finite"])
