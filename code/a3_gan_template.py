@@ -309,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     fit(run, model, data, optimizers(model, args))
     save_training_figures(run)
     run.reload()
-    classifier, facts = judge("grey", run.device)
+    classifier, facts = judge("grey", run.device, train.source.name)
     generator = model.sampler(args.seed)
     ends = save_latent_figures(run, generator, classifier, train.images / 255)
     return run.finish(**evaluate(run, generator, classifier, val, test), **facts,

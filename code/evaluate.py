@@ -35,7 +35,7 @@ from a3 import figures
 from a3.devices import describe_device
 from a3.gan_figures import grey
 from a3.importance import Estimate, importance_sampled_nll
-from a3.judge_classifier import classify, features, judge
+from a3.judge_classifier import DIGITS, classify, features, judge
 from a3.judge_comparison import agreement, measure_samples, over_repeats, over_trainings, rank
 from a3.judge_memory import SAMPLES as MEMORY_SAMPLES
 from a3.judge_memory import Memory, save_ratios
@@ -44,7 +44,7 @@ from a3.latents import slerp
 from a3.nf_figures import save_bits_maps
 from a3.records import REPOSITORY, report_folder, write_record
 from a3.runs import RunError, finished_run, progress, random_stream
-from datasets import Split, bernoulli, binarize, bmnist, mnist, shift_table
+from datasets import Split, bernoulli, binarize, bmnist, mnist, same_again, shift_table
 from nf_multiscale import Model as MultiscaleModel
 from nf_multiscale import spent_bits
 from vae_variants import trained_vae
@@ -434,6 +434,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     models = {name: runs[0] for name, runs in trainings.items()}  # cost, walks: of the first
     train, val, test = mnist(args.data_root, dataset=args.dataset, device=args.device)
     name = run_name("comparison", args, train.source, "mnist")
+    if train.source.name not in DIGITS:
+        raise RunError(f"'--dataset {args.dataset}': the judges know MNIST's digits alone; name "
+                       "mnist or sample")
     out = report_folder(args.out)
     args.samples = min(args.samples, len(val.images))  # as many as the floor can have
     (classifier, facts), (random, other) = judge("binary", args.device), judge("random",
@@ -456,7 +459,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         table[key]["round_trip_rms"] = round_trip(model, test.images[:1000], is_vae)
         if is_vae:
             binary_test = bmnist(args.data_root, device=args.device,
-                                 dataset=model.results["data"]["name"])[2]
+                                 dataset=same_again(model.results["flags"]["dataset"],
+                                                    model.results["data"]["name"]))[2]
             table[key].update(vae_likelihood(model.network, binary_test, args))
         elif model.codes is not None:
             table[key].update(nf_likelihood(model.network, test, args))

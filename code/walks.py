@@ -22,7 +22,7 @@ from a3.latents import line_and_arc
 from a3.records import REPOSITORY, write_record
 from a3.runs import RunError, random_stream
 from a3.vae_monitors import active_units
-from datasets import bmnist, labelled
+from datasets import bmnist, labelled, same_again
 from vae_variants import trained_vae
 
 STEPS = 9
@@ -190,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Draw the walks; write <run>-walk.json and return what it holds."""
     args = parse_args(argv)
     model, results = trained_vae(args.run, args.out, args.device)
-    test = bmnist(args.data_root, dataset=results["data"]["name"], device=args.device)[2]
+    dataset = same_again(results["flags"]["dataset"], results["data"]["name"])
+    test = bmnist(args.data_root, dataset=dataset, device=args.device)[2]
     digits = labelled(test, args.data_root)
     if digits is None:
         raise RunError("walks start from labelled digits, which need MNIST; put it under the data "

@@ -92,6 +92,17 @@ def folder(text: str) -> Path:
     return path
 
 
+def images(text: str, sources: tuple[str, ...]) -> str:
+    """Parse a source of images by its name, or the path of one's own images."""
+    if text in ("auto", *sources):
+        return text
+    path = folder(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(
+            f"{_shown(text)} is none of auto, {', '.join(sources)}, and no folder or .npz there")
+    return str(path.resolve())
+
+
 def run_label(text: str) -> str:
     """Parse the name of a run, of which files and a folder have their names."""
     if not re.fullmatch(r"\w[\w.+-]*", text) or len(text) > LONGEST_NAME:
@@ -158,8 +169,9 @@ def tool_flags(description: str, sources: tuple[str, ...] = (), data: bool = Tru
     add("--device", type=device_name, default="auto",
         help="auto, cpu, cuda (of several, cuda:1 is the second) or mps")
     if sources:
-        add("--dataset", choices=("auto", *sources), default="auto",
-            help="auto: the first available source")
+        add("--dataset", type=functools.partial(images, sources=sources), default="auto",
+            metavar=f"{{auto,{','.join(sources)},DIR}}",
+            help="auto: the first available source; DIR: your own images, as IDX files or an .npz")
     if data:
         add("--data_root", type=folder, default=None, metavar="DIR",
             help="data folder (None: the variable A3_DATA, else data/ of the repository)")

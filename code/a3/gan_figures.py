@@ -57,11 +57,12 @@ def save_update(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) ->
                          run.figure(f"update-{updates:06}.png"))
 
 
-def save_latent_figures(run: Run, generator: nn.Module, classifier: nn.Module,
+def save_latent_figures(run: Run, generator: nn.Module, classifier: nn.Module | None,
                         train_images: Tensor) -> list[int]:
     """Draw walks between two classes, a chain of walks, and the nearest training images.
 
     Args:
+        classifier: None draws no walks between classes.
         train_images: (N, 784) grey values in [0, 1].
 
     Returns:
@@ -69,14 +70,17 @@ def save_latent_figures(run: Run, generator: nn.Module, classifier: nn.Module,
     """
     z = torch.randn(1000, run.args.latent_dim, generator=random_stream(run.args.seed, "walks"))
     images = grey(generator.decode(z))  # (1000, 784)
-    digits, probabilities = (value.cpu() for value in classify(classifier, images))
-    start = int(probabilities.argmax())
-    end = int(torch.where(digits == digits[start], 0, probabilities).argmax())
-    figures.save_png(figures.tile(grey(generator.decode(line_and_arc(z[start], z[end]))), 9),
-                     run.figure("interpolation.png"))
+    ends = []
+    if classifier is not None:
+        digits, probabilities = (value.cpu() for value in classify(classifier, images))
+        start = int(probabilities.argmax())
+        end = int(torch.where(digits == digits[start], 0, probabilities).argmax())
+        figures.save_png(figures.tile(grey(generator.decode(line_and_arc(z[start], z[end]))), 9),
+                         run.figure("interpolation.png"))
+        ends = [int(digits[start]), int(digits[end])]
     chain = torch.cat([slerp(one, other, steps=9) for one, other in pairwise(z[:6])])  # (45, d)
     figures.save_png(figures.tile(grey(generator.decode(chain)), 9), run.figure("chain.png"))
     _, index = nearest(images[:10], train_images)
     pairs = torch.cat((images[:10], train_images[index]))
     figures.save_png(figures.tile(pairs, 10), run.figure("nearest.png"))
-    return [int(digits[start]), int(digits[end])]
+    return ends

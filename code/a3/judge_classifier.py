@@ -27,6 +27,7 @@ JUDGES = {
 }
 EPOCHS = 4
 FEATURES = 128
+DIGITS = ("mnist", "bmnist", "sample")  # sources of images
 CLEAR = 0.9  # an image counts as clear if its likeliest digit is more probable than this
 
 
@@ -54,15 +55,20 @@ class DigitClassifier(nn.Module):
         return self.head(self.features(x))
 
 
-def judge(kind: str, device: str = "cpu") -> tuple[DigitClassifier, dict]:
+def judge(kind: str, device: str = "cpu", source: str = "mnist"
+          ) -> tuple[DigitClassifier | None, dict]:
     """Return a committed judge, in eval mode, and the facts by which results name it.
 
     Args:
         kind: one of JUDGES.
+        source: the name of the images that the samples are to be like. Judges know digits alone:
+            for others there is none, None and nothing.
 
     Raises:
         RunError: its file is missing, or not the one that JUDGES names.
     """
+    if source not in DIGITS:
+        return None, {}
     file = WEIGHTS / f"{kind}-{JUDGES[kind][:8]}.pt"
     content = file.read_bytes() if file.exists() else b""
     if hashlib.sha256(content).hexdigest() != JUDGES[kind]:
@@ -110,13 +116,16 @@ def features(classifier: DigitClassifier, images: Tensor) -> Tensor:
     return torch.cat(rows).cpu().double()
 
 
-def judge_samples(classifier: DigitClassifier, samples: Tensor, val: Tensor, test: Tensor
+def judge_samples(classifier: DigitClassifier | None, samples: Tensor, val: Tensor, test: Tensor
                   ) -> dict:
     """Return how far samples are from real images, and which digits they show.
 
     Frechet distances of the samples to val, by which recipes may be chosen, and to test; and the
     floor: the distance of val to test, real images that neither G nor the classifier has seen.
+    Without a classifier, nothing.
     """
+    if classifier is None:
+        return {}
     digits, probability = classify(classifier, samples)
     shares = (digits.bincount(minlength=10) / len(digits)).tolist()
     sampled, seen, unseen = (features(classifier, images) for images in (samples, val, test))

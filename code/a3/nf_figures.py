@@ -55,12 +55,14 @@ def save_pixel_plot(model: nn.Module, data, filename: Path) -> None:
 
 @torch.no_grad()
 def save_latent_figures(run: Run, model: nn.Module, test) -> None:
-    """Draw walks between two test digits, and samples at several temperatures."""
-    ends = [int((test.labels == digit).nonzero()[0]) for digit in WALK_DIGITS]
-    z, _ = model.encode(test.pixels(test.images[ends]), random_stream(run.args.seed, "figures"))
-    figures.save_png(figures.tile(model.decode(line_and_arc(*z)) / 255, 9),
-                     run.figure("interpolation.png"))
-    z = torch.randn(10, 784, generator=random_stream(run.args.seed, "figures")).to(z.device)
+    """Draw walks between two test digits, if there are labels; samples at several temperatures."""
+    if test.labels is not None:
+        ends = [int((test.labels == digit).nonzero()[0]) for digit in WALK_DIGITS]
+        z, _ = model.encode(test.pixels(test.images[ends]),
+                            random_stream(run.args.seed, "figures"))
+        figures.save_png(figures.tile(model.decode(line_and_arc(*z)) / 255, 9),
+                         run.figure("interpolation.png"))
+    z = torch.randn(10, 784, generator=random_stream(run.args.seed, "figures")).to(run.device)
     rows = torch.cat([model.decode(temperature * z) for temperature in TEMPERATURES])
     figures.save_png(figures.tile(rows / 255, 10), run.figure("temperatures.png"))
 

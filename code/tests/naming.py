@@ -38,7 +38,8 @@ def name_of(script: ModuleType, argv: list[str]) -> tuple[str, argparse.Argument
     stubs = {"parse": parse, "run_name": stop, "mnist": load, "bmnist": load,
              "report_folder": lambda *_: None, "labelled": lambda *_: True,
              "run_cases": lambda *_: [], "collected": lambda *_: [], "load_models": lambda *_: {},
-             "trained_vae": lambda *_: (None, {"data": {"name": "mnist"}}),
+             "trained_vae": lambda *_: (None, {"data": {"name": "mnist"},
+                                               "flags": {"dataset": "auto"}}),
              "make": lambda *_: stop("judges", argparse.Namespace(changed={})),
              "time_training": lambda *_: TIMES, "time_start": lambda *_: {}}
     with pytest.MonkeyPatch.context() as patch:

@@ -16,8 +16,16 @@ import pytest
 import torch
 
 from a3 import fetch
-from a3.fetch import DataError, Unavailable, bmnist_files, data_folder, mnist_files
-from datasets import bmnist, mnist
+from a3.fetch import (
+    DataError,
+    Unavailable,
+    bmnist_files,
+    data_folder,
+    mnist_files,
+    own_images,
+)
+from datasets import BINARIZATION_SEED, binarize, bmnist, mnist
+from made_up import idx_of, own_arrays, own_files
 
 REAL = Path(os.environ.get("A3_DATA", "no such folder"))
 ROWS = {"train": 5, "valid": 3, "test": 2}
@@ -329,3 +337,128 @@ def test_real_mnist_is_the_raw_file():
         raw = (REAL / f"MNIST/raw/{name}-labels-idx1-ubyte").read_bytes()[8:]
         assert bytes(torch.cat([split.labels for split in splits]).tolist()) == raw, name
     assert parts[2].labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+# One's own images --------------------------------------------------------------------------------
+
+OWN = own_arrays()
+
+
+@pytest.mark.parametrize(("names", "packed", "place", "turned"), [
+    (("train", "t10k"), True, ".", False), (("train", "t10k"), False, "raw", False),
+    (("Train", "TEST"), False, ".", False), (("k49-train", "k49-test"), True, ".", False),
+    (("emnist-digits-train", "emnist-digits-test"), True, "gzip", True)])
+def test_ones_own_images_are_found_under_any_usual_name(names, packed, place, turned, tmp_path):
+    folder = own_files(tmp_path / "own" / place, OWN, *names, packed=packed)
+    if turned:  # the archive of EMNIST holds others besides
+        for path in [*folder.iterdir()]:
+            other = folder / path.name.replace("digits", "letters")
+            other.write_bytes(path.read_bytes())
+    train, val, test = mnist(dataset=str(tmp_path / "own"))
+    assert [len(split.images) for split in (train, val, test)] == [100, 20, 40]
+    for split, images, labels in ((train, OWN["train"][:100], OWN["train_labels"][:100]),
+                                  (val, OWN["train"][100:], OWN["train_labels"][100:]),
+                                  (test, OWN["test"], OWN["test_labels"])):
+        upright = images.swapaxes(1, 2) if turned else images
+        assert (split.images.numpy() == upright.reshape(-1, 784)).all()
+        assert split.labels.tolist() == labels.tolist()
+        assert split.source.name == f"from-own-{split.source.sha256[:6]}"
+
+
+def test_ones_own_images_are_binarized_like_mnist(tmp_path):
+    np.savez(tmp_path / "mine.npz", **OWN)
+    for path in (tmp_path, tmp_path / "mine.npz"):
+        grey, binary = (load(dataset=str(path)) for load in (mnist, bmnist))
+        for i, (one, other) in enumerate(zip(grey, binary, strict=True)):
+            assert torch.equal(other.images, binarize(one.images, BINARIZATION_SEED + i))
+            assert torch.equal(other.labels, one.labels)
+
+
+def test_a_sixth_is_held_out_but_never_more_than_ten_thousand(tmp_path):
+    np.savez(tmp_path / "many.npz", train=np.zeros((60_006, 28, 28), np.uint8),
+             test=np.zeros((10, 28, 28), np.uint8))
+    images, labels, _ = own_images(tmp_path / "many.npz")
+    assert [len(part) for part in images] == [50_006, 10_000, 10] and labels == (None,) * 3
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"train_labels": OWN["train_labels"] + 1}, "each split needs all of 0 to 9, and no others"),
+    ({"test_labels": 0 * OWN["test_labels"]}, "each split needs all of 0 to 9, and no others"),
+    ({"test_labels": None}, "there are none")])
+def test_labels_that_are_no_ten_classes_are_left_out(change, told, tmp_path, capsys):
+    arrays = {key: value for key, value in {**OWN, **change}.items() if value is not None}
+    assert own_images(own_files(tmp_path / "own", arrays))[1] == (None,) * 3
+    assert capsys.readouterr().out == (f"note: without labels ({told}), figures and numbers that "
+                                       "need them are left out\n")
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"train": OWN["train"][:59], "train_labels": OWN["train_labels"][:59]},
+     "has 59 train images, expected 60 or more"),
+    ({"test": OWN["test"][:, 1:]}, "as test images 40 x 27 x 28 of uint8, expected N x 28 x 28"),
+    ({"train_labels": OWN["train_labels"][1:]}, "train labels 119 of uint8, expected 120 whole")])
+@pytest.mark.parametrize("kind", ["npz", "idx"])
+def test_images_of_another_kind_are_refused_in_one_line(kind, change, told, tmp_path):
+    arrays = {**OWN, **change}
+    if kind == "idx":
+        own_files(tmp_path / "own", arrays)
+    else:
+        (tmp_path / "own").mkdir()
+        np.savez(tmp_path / "own/mine.npz", **arrays)
+    with pytest.raises(DataError, match=told) as error:
+        mnist(dataset=str(tmp_path / "own"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b"", "is not a whole IDX file"), (idx_of(OWN["train"])[:-1], "is not a whole IDX file"),
+    (b"<html>", "is not a whole IDX file"), (b"\0\0\x08", "is not a whole IDX file"),
+    (b"\0\0\x0d" + idx_of(OWN["train"])[3:], "is not a whole IDX file"),
+    (gzip.compress(idx_of(OWN["train"]), 1)[:-9], "cannot be read"),
+    (b"\x1f\x8bno", "cannot be read"), (None, "cannot be read")])
+def test_damaged_idx_files_are_refused_in_one_line(content, told, tmp_path):
+    folder = own_files(tmp_path / "own", OWN)
+    path = folder / "train-images-idx3-ubyte.gz"
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=f"train-images-idx3-ubyte.gz' {told}") as error:
+        mnist(dataset=str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b"PK\x03\x04 no", "cannot be read as an .npz"), (b"", "cannot be read as an .npz"),
+    ({"x_train": OWN["train"]}, "has no array 'train', but x_train; expected train and test"),
+    ({"train": np.array([None])}, "cannot be read as an .npz"),
+    ({**OWN, "train": OWN["train"] / 255}, "of float64, expected N x 28 x 28 of uint8")])
+def test_damaged_arrays_are_refused_in_one_line(content, told, tmp_path):
+    file = tmp_path / "mine.npz"
+    np.savez(file, **content) if isinstance(content, dict) else file.write_bytes(content)
+    with pytest.raises(DataError, match=told) as error:
+        mnist(dataset=str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_no_or_of_several_data_sets_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no images; expected train-images-idx3-ubyte"):
+        mnist(dataset=str(tmp_path))
+    own_files(tmp_path / "raw", OWN, "a-train", "a-test")
+    own_files(tmp_path / "gzip", OWN, "b-train", "b-test")
+    with pytest.raises(DataError, match="holds a and b images; expected"):
+        mnist(dataset=str(tmp_path))
+
+
+def test_packed_files_are_compared_with_the_published_ones_of_their_folders_name(
+        tmp_path, monkeypatch, capsys):
+    folder = own_files(tmp_path / "FashionMNIST/raw", OWN)
+    own_images(folder)
+    told = capsys.readouterr().out
+    assert told.startswith("note: ") and told.count("\n") == 1
+    assert all(path.name in told for path in folder.iterdir())
+    assert "differ from FashionMNIST's published files" in told
+    monkeypatch.setattr(fetch.FashionMNIST, "resources", [
+        (path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in folder.iterdir()])
+    own_images(folder)
+    own_images(own_files(tmp_path / "mine", OWN))
+    own_images(own_files(tmp_path / "kmnist", OWN, packed=False))
+    assert capsys.readouterr().out == "", "nothing is published of others, or of unpacked files"

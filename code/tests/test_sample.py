@@ -14,21 +14,24 @@ from PIL import Image
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
+import evaluate
 import nf_multiscale
 import sample
 import vae_variants
+import walks
 from a3 import checkpoints, figures, judge_classifier
 from a3.figures import GAP_PX
 from a3.runs import RunError
+from made_up import own_arrays, own_files
 
-TINY = ["--dataset", "sample", "--limit", "64", "--epochs", "1", "--device", "cpu"]
+TINY = ["--limit", "64", "--epochs", "1", "--device", "cpu"]
 SMALL_VAE = ["--hidden_dim", "16", "--nll_samples", "2"]
 # How names of runs begin, as sample.py knows them; script and flags.
 SCRIPTS = {
     "vae-z3": (vae, ["--zdim", "3", *SMALL_VAE]),
     "vae-variant": (vae_variants, ["--zdim", "3", *SMALL_VAE, "--likelihood", "gaussian",
                                    "--prior", "flow", "--posterior", "flow"]),
-    "nf-s": (nf, ["--n_flows", "1", "--n_hidden", "8", "--iw_samples", "1"]),
+    "nf-from": (nf, ["--n_flows", "1", "--n_hidden", "8", "--iw_samples", "1"]),
     "nf-multiscale": (nf_multiscale, []),
     "gan": (gan, ["--latent_dim", "8"]),
 }
@@ -50,10 +53,15 @@ def small():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, dict[str, str]]:
-    """Train each script for an instant; return the folder, and the runs by kind."""
+    """Train each script for an instant, on files like Fashion-MNIST's.
+
+    Returns:
+        the folder, and the runs by kind.
+    """
     out = tmp_path_factory.mktemp("runs")
+    images = own_files(out / "fashion", own_arrays())
     for script, own in SCRIPTS.values():
-        script.main([*TINY, *own, "--out", str(out)])
+        script.main([*TINY, *own, "--out", str(out), "--dataset", str(images)])
     names = {path.stem for path in (out / "results").glob("*.json")}
     runs = {kind: [name for name in names if name.startswith(kind)] for kind in SCRIPTS}
     assert len(names) == len(SCRIPTS), names
@@ -121,6 +129,57 @@ def test_codes_are_decoded_by_the_runs_own_model(kind, trained):
     scale = {gan: lambda x: (x + 1) / 2, nf: lambda x: x / 255,
              nf_multiscale: lambda x: x / 255}.get(script, lambda x: x)
     assert torch.allclose(scale(images), torch.from_numpy(arrays["images"]).flatten(1), atol=1e-5)
+
+
+# One's own images --------------------------------------------------------------------------------
+
+@every_kind
+def test_runs_on_ones_own_images_are_named_apart(kind, trained):
+    out, runs = trained
+    record = json.loads((out / "results" / f"{runs[kind]}.json").read_text())
+    name = record["data"]["name"]
+    assert re.fullmatch("from-fashion-[0-9a-f]{6}", name) and f"-{name}-" in runs[kind]
+    assert record["data"]["sha256"][:6] == name[-6:]
+    figures = {path.name.removeprefix(f"{runs[kind]}-") for path in (out / "figures").iterdir()}
+    assert "interpolation.png" in figures or kind.startswith("vae"), "it needs labels"
+    if kind == "gan":
+        assert record["frechet_distance"] > 0
+        (judge,) = out.glob("checkpoints/*.pt")
+        assert name in judge.name, "no judge of MNIST"
+
+
+@pytest.mark.parametrize("kind", ["vae-z2", "nf-from", "gan"])
+def test_without_labels_what_needs_them_is_left_out_with_a_line(kind, tmp_path, capsys):
+    arrays = {key: value for key, value in own_arrays().items() if "labels" not in key}
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    script, own = {"vae-z2": (vae, ["--zdim", "2", *SMALL_VAE])}.get(kind) or SCRIPTS[kind]
+    results = script.main([*TINY, *own, "--out", str(tmp_path), "--dataset",
+                           str(tmp_path / "mnist.npz")])
+    assert ("note: without labels (there are none), figures and numbers that need them are left "
+            "out\n") in capsys.readouterr().out
+    (file,) = (tmp_path / "results").glob("*.json")
+    assert re.match(f"({kind}|nf|gan)-from-mnist-", file.stem), "no number of MNIST"
+    drawn = {path.name.removeprefix(f"{file.stem}-") for path in tmp_path.glob("figures/*")}
+    assert not drawn & {"interpolation.png", "codes.pdf"} and "samples-end.png" in drawn, drawn
+    assert not any("frechet" in key or "classifier" in key for key in results)
+    assert drawn & {"temperatures.png", "chain.png", "manifold-end.png"}, drawn
+
+
+def test_a_run_on_ones_own_images_is_examined_on_them(trained, monkeypatch):
+    out, runs = trained
+    seen = []
+    monkeypatch.setattr(walks, "draw_walks", lambda model, digits, *_: seen.append(digits) or {})
+    walks.main([runs["vae-z3"], "--device", "cpu", "--out", str(out)])
+    (digits,) = seen
+    assert f"-{digits.source.name}-" in runs["vae-z3"] and len(digits.images) == 40
+
+
+def test_images_without_labels_are_not_compared(tmp_path, monkeypatch):
+    arrays = {key: value for key, value in own_arrays().items() if "labels" not in key}
+    folder = own_files(tmp_path / "mine", arrays)
+    monkeypatch.setattr(evaluate, "load_models", lambda args: {})
+    with pytest.raises(RunError, match="mine' has no labels, which the judging classifier needs"):
+        evaluate.main(["--device", "cpu", "--dataset", str(folder), "--out", str(tmp_path)])
 
 
 # Weights -----------------------------------------------------------------------------------------
@@ -228,8 +287,9 @@ def test_a_run_that_is_nowhere_is_told_with_those_that_are(trained, weights, tmp
 
 def test_weights_are_not_exported_from_weights(trained, weights, tmp_path):
     out, runs = trained
-    sample.main([runs["nf-s"], "--export", "--device", "cpu", "--out", str(out)])
-    assert "no trained run" in refusal(runs["nf-s"], "--export", "--out", str(tmp_path / "fresh"))
+    sample.main([runs["nf-from"], "--export", "--device", "cpu", "--out", str(out)])
+    fresh = str(tmp_path / "fresh")
+    assert "no trained run" in refusal(runs["nf-from"], "--export", "--out", fresh)
 
 
 def test_damaged_weights_are_refused(trained, weights, tmp_path):
