@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import importlib
 import os
 import re
 import sys
@@ -196,6 +197,8 @@ def flags(description: str, epochs: int, lr: float, batch_size: int, sources: tu
     add("--resume", action="store_true", help="go on from the last checkpoint of this run")
     add("--limit", type=positive_int, default=None, metavar="N",
         help="train on the first N images only, for a quick trial")
+    add("--tensorboard", action="store_true",
+        help="write numbers and samples for TensorBoard beside the checkpoints")
     return parser
 
 
@@ -215,6 +218,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
     args = parser.parse_args(argv)
     if ranks.size() > 1 and "resume" not in args:
         parser.error("only a training runs on several ranks; start this script without torchrun")
+    if getattr(args, "tensorboard", False):
+        try:
+            importlib.import_module("torch.utils.tensorboard")
+        except ImportError as error:
+            parser.error(f"'--tensorboard' needs the package tensorboard ({error}); give pip "
+                         "install tensorboard, or leave the flag out")
     args.changed = {key: value for key, value in vars(args).items()
                     if value != parser.get_default(key)}
     return args

@@ -34,7 +34,7 @@ import torchvision
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from a3 import checkpoints, ranks
+from a3 import checkpoints, figures, ranks
 from a3.devices import backend, describe_device, float64, multiplies_bfloat16
 from a3.fetch import Source
 from a3.interrupts import held
@@ -50,7 +50,7 @@ from a3.records import (
 )
 
 # Flags left out of a run's name; they may differ when it is resumed.
-NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval", "changed"}
+NOT_METHOD = {"device", "data_root", "out", "resume", "save_interval", "tensorboard", "changed"}
 EVALUATION_ONLY = {"nll_samples", "iw_samples"}  # likewise for a training
 LOSSES = ("_elbo_nats", "_bits_per_dim")  # what the names of losses in units end in
 DIVERGED = 10  # times worse than the untrained model
@@ -238,13 +238,38 @@ class Run:
         if not self.history:  # figures of an earlier run, stopped and given up
             for partial in self.folder.glob(f"{self.name}-partial-*"):
                 partial.unlink(missing_ok=True)
-        for epoch in range(len(self.history), self.args.epochs + 1):
-            self._clock = time.perf_counter()
-            if rank := ranks.rank():  # the checkpoint has the random numbers of rank 0
-                use = f"noise of rank {rank} in epoch {epoch}"
-                torch.manual_seed(random_stream(self.args.seed, use).initial_seed())
-            yield epoch
-            self._save()
+        with self._board() as show:
+            for epoch in range(len(self.history), self.args.epochs + 1):
+                self._clock = time.perf_counter()
+                if rank := ranks.rank():  # the checkpoint has the random numbers of rank 0
+                    use = f"noise of rank {rank} in epoch {epoch}"
+                    torch.manual_seed(random_stream(self.args.seed, use).initial_seed())
+                yield epoch
+                self._save()
+                show(epoch)
+
+    @contextlib.contextmanager
+    def _board(self) -> Iterator[Callable[[int], None]]:
+        """Yield what shows an epoch in TensorBoard, with ``--tensorboard``."""
+        if not self.args.tensorboard or ranks.rank():
+            yield lambda epoch: None
+            return
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  it may be missing
+        folder = self.checkpoint.with_name("tensorboard")
+        print(f"curves: tensorboard --logdir '{folder.parents[1]}'", flush=True)
+
+        def show(epoch: int) -> None:
+            for key, value in self.history[epoch].items():
+                if key != "epoch":
+                    board.add_scalar(key, value, epoch)
+            for kind, images in self.snapshots.get(epoch, {}).items():
+                sheet = figures.tile(images, math.ceil(math.sqrt(len(images))))
+                board.add_image(kind, sheet, epoch, dataformats="HW")
+            board.flush()  # a killed process loses an epoch at most
+
+        # What an earlier run of this name, or the epoch that was lost, has shown is taken back.
+        with SummaryWriter(str(folder), purge_step=len(self.history)) as board:
+            yield show
 
     def record(self, shown: str, **numbers: float) -> None:
         """Add an epoch's numbers to the table, and print one line of progress.

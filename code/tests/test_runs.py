@@ -14,11 +14,13 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from a3 import checkpoints, cli, records, runs
+from a3 import checkpoints, cli, figures, records, runs
 from a3.fetch import Source
 from a3.records import write_atomically
 from a3.runs import Interrupted, Run, RunError, finished_run, one_cycle, random_stream
@@ -302,6 +304,7 @@ def test_a_finished_checkpoint_is_set_aside_by_a_fresh_run(tmp_path, capsys):
 OTHER = """
 import sys; sys.path[:0] = {path!r}
 from pathlib import Path
+from types import SimpleNamespace
 import test_runs
 test_runs.Run("test", test_runs.arguments(Path({out!r})), test_runs.SOURCE)
 print("begun", flush=True)
@@ -691,3 +694,111 @@ def test_streams_of_different_uses_differ_and_repeat():
     draws = [torch.rand(1, generator=random_stream(seed, use)).item()
              for seed, use in ((1, "a"), (1, "a"), (1, "b"), (2, "a"))]
     assert draws[0] == draws[1] and len(set(draws)) == 3
+
+
+# TensorBoard -------------------------------------------------------------------------------------
+
+class Board:
+    """Keeps what a SummaryWriter is asked to write, by folder and step, like its files."""
+
+    written: dict = {}  # noqa: RUF012
+
+    def __init__(self, folder: str, purge_step: int):
+        self.shown = self.written.setdefault(folder, {})
+        for step in [step for step in self.shown if step >= purge_step]:
+            del self.shown[step]
+        self.kept = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.flush()
+
+    def add_scalar(self, key: str, value: float, step: int) -> None:
+        """Keep a number until it is flushed."""
+        self.kept.setdefault(step, {})[key] = value
+
+    def add_image(self, key: str, image: np.ndarray, step: int, dataformats: str) -> None:
+        """Keep an image until it is flushed."""
+        assert dataformats == "HW" and image.dtype == np.uint8
+        self.kept[step][key] = image
+
+    def flush(self) -> None:
+        """Write what was kept."""
+        self.shown.update(self.kept)
+
+
+def train_with_images(out: Path, *more: str, stop: int | None = None) -> Run:
+    """Train an instant, with 25 images at each of the five moments."""
+    run = Run("test", arguments(out, "--epochs", "8", *more), SOURCE)
+    run.keep(model=torch.nn.Linear(1, 1))
+    run.resume()
+    with run.training(draw_curve):
+        for epoch in run.epochs():
+            if epoch == stop:
+                raise KeyboardInterrupt
+            run.record("", train_loss=1.0 + epoch)
+            if epoch in run.moments:
+                run.snapshots[epoch] = {"samples": torch.full((25, 784), epoch / 10)}
+    return run
+
+
+def check_curves(shown: dict[int, dict]) -> None:
+    """Raise unless every epoch is there, with its numbers, and the five moments with images."""
+    assert sorted(shown) == list(range(9))
+    for epoch, values in shown.items():
+        assert values.keys() - {"samples"} == {"train_loss", "seconds"}
+        assert values["train_loss"] == 1.0 + epoch
+        assert ("samples" in values) == (epoch in (0, 2, 4, 6, 8)), epoch
+        if "samples" in values:
+            assert (values["samples"] == figures.tile(
+                torch.full((25, 784), epoch / 10), 5)).all()
+
+
+def test_tensorboard_shows_numbers_of_each_epoch_and_images_of_each_moment(tmp_path, monkeypatch):
+    """Stopped and resumed or not, and again from the beginning, which takes back the old."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard",
+                        SimpleNamespace(SummaryWriter=Board))
+    monkeypatch.setattr(Board, "written", {})
+    folder = str(tmp_path / "checkpoints/test/tensorboard")
+    with pytest.raises(Interrupted):
+        train_with_images(tmp_path, "--tensorboard", stop=3)
+    assert sorted(Board.written[folder]) == [0, 1, 2]
+    train_with_images(tmp_path, "--tensorboard", "--resume")
+    assert list(Board.written) == [folder]
+    check_curves(Board.written[folder])
+    with pytest.raises(Interrupted):
+        train_with_images(tmp_path, "--tensorboard", stop=2)
+    assert sorted(Board.written[folder]) == [0, 1]
+
+
+def test_without_the_flag_nothing_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it would raise
+    train_with_images(tmp_path)
+    assert not list(tmp_path.rglob("*tensorboard*"))
+
+
+def test_without_the_package_the_flag_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit) as stop:
+        arguments(tmp_path, "--tensorboard")
+    assert stop.value.code == 2
+    told = capsys.readouterr().err.split(": error: ")[1]
+    assert told.startswith("'--tensorboard' needs the package tensorboard (") and \
+        told.endswith("give pip install tensorboard, or leave the flag out\n") and \
+        told.count("\n") == 1, told
+
+
+def test_tensorboard_itself_reads_the_numbers(tmp_path):
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Interrupted):
+        train_with_images(tmp_path, "--tensorboard", stop=3)
+    train_with_images(tmp_path, "--tensorboard", "--resume")
+    events = accumulator.EventAccumulator(str(tmp_path / "checkpoints/test/tensorboard"),
+                                          size_guidance={"images": 0})  # all
+    events.Reload()
+    assert [(one.step, one.value) for one in events.Scalars("train_loss")] == [
+        (epoch, 1.0 + epoch) for epoch in range(9)]
+    assert [one.step for one in events.Images("samples")] == [0, 2, 4, 6, 8]
