@@ -40,8 +40,8 @@ from datasets import RandomShift, mnist
 
 EVALUATION_SAMPLES = 10_000
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake", "d_fake_after", "d_accuracy")
-# Ours, one on trial, the course's: three flags; one-cycle rate; Adam's betas; shift of D's images in
-# pixels; decay of G's average; images whose deviation D sees; R1's weight and at every which update.
+# Ours, one on trial, the course's: three flags; one-cycle rate; Adam's betas; shift of D's images
+# in pixels; decay of G's average; images whose deviation D sees; R1's weight and interval.
 RECIPES = {
     "default": {"epochs": 200, "precision": "float32", "lr": 5e-4, "one_cycle": True,
                 "betas": (0.5, 0.999), "shift": 1, "ema": 0.999, "group": 0, "r1": (0.0, 1)},
