@@ -1,6 +1,7 @@
 """The name that a script gives its run, found without the run."""
 
 import argparse
+import sys
 from types import ModuleType
 
 import pytest
@@ -43,6 +44,7 @@ def name_of(script: ModuleType, argv: list[str]) -> tuple[str, argparse.Argument
              "make": lambda *_: stop("judges", argparse.Namespace(changed={})),
              "time_training": lambda *_: TIMES, "time_start": lambda *_: {}}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", script)  # it may not be installed
         for name, stub in stubs.items():
             if hasattr(script, name):
                 patch.setattr(script, name, stub)
