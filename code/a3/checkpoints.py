@@ -190,7 +190,7 @@ def own(folder: Path) -> None:
     folder = folder.resolve()
     if fcntl is None or folder in _owned:
         return
-    file = (folder / "lock").open("a+")
+    file = (folder / "lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

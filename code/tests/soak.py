@@ -70,7 +70,8 @@ SCRIPTS = {  # a script and its flags
     "gan-template": (gan, [*TINY, "--latent_dim", "8", "--recipe", "template"]),
 }
 COMPARED = {"vae": "vae-z2-*", "nf": "nf-*", "gan": "gan-s*"}  # names of their runs
-STUDY = [*SMALL, "--limit", "64", "--epochs", "2", "--jobs", "2", "--cases", "ELBO", "shifts"]
+STUDY = [*SMALL, "--limit", "64", "--epochs", "2", "--nll_samples", "20", "--jobs", "2", "--cases",
+         "ELBO", "shifts"]
 # What differs between equal runs: times, and the commit, which may be another by then.
 CLOCKS = {"epoch_seconds", "train_seconds", "date", "evaluated", "commit",
           "milliseconds_per_1000_samples", "begun_on"}
