@@ -27,7 +27,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 # A half-finished installation leaves no mark, so that the next call begins it again.
 $(VENV)/installed: requirements.txt
-	@$(PYTHON) code/a3/__init__.py
+	@cd code && $(PYTHON) -c 'import a3'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

@@ -18,8 +18,8 @@ gradient does not vanish while D wins; other objectives are in a3/gan_losses.py.
     python code/a3_gan_template.py --recipe template    # 30 min: the course's plain recipe, 24
 """
 
+import itertools
 from collections.abc import Sequence
-from itertools import pairwise
 from a3.cli import exit_with, flags, parse, positive_int, run_name, units
 
 import torch
@@ -96,7 +96,7 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         layers: list[nn.Module] = [nn.Linear(latent_dim, 128), nn.LeakyReLU(0.2)]
-        for n_in, n_out in pairwise((128, 256, 512, 1024)):
+        for n_in, n_out in itertools.pairwise((128, 256, 512, 1024)):
             layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*layers, nn.Linear(1024, 784), nn.Tanh())
 

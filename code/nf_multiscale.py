@@ -26,10 +26,10 @@ a triangular Jacobian, with exact codes, walks and temperatures.
     python code/nf_multiscale.py      # 85 min on one core with bfloat16: validation 0.86
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from a3.cli import exit_with, flags, parse, run_name
 
 import torch
@@ -223,7 +223,7 @@ class Model(nn.Module):
         self.steps = nn.ModuleList(
             Step(spacing, width, blocks, embedding, reads, draws)
             for spacing, width, blocks in ((4, COARSE, COARSE_BLOCKS), (2, FINE, FINE_BLOCKS))
-            for reads, draws in pairwise([grid(spacing).flatten(), *groups(spacing)]))
+            for reads, draws in itertools.pairwise([grid(spacing).flatten(), *groups(spacing)]))
 
     def start_at(self, images: Tensor) -> None:
         """Let the untrained model give each pixel nearly the distribution of all pixels."""

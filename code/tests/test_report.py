@@ -442,19 +442,39 @@ def test_make_hands_a_name_over_as_it_is(copy, lastname, archive):
 
 OLD = [path for pattern in ("python3.[6-9]", ".pyenv/versions/3.[6-9].*/bin/python3")
        for folder in (Path("/usr/bin"), Path.home()) for path in folder.glob(pattern)]
+SCRIPTS = sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("code/*.py")
+                 if '__name__ == "__main__"' in path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.skipif(not OLD, reason="needs a Python older than 3.10")
-@pytest.mark.parametrize("script", [
-    "code/a3/__init__.py", *(f"report/{name}.py" for name in (
-        "check", "demonstrations", "macros", "pdf", "readme", "submission"))])
+@pytest.mark.parametrize("script", [*SCRIPTS, *(f"report/{name}.py" for name in (
+    "check", "demonstrations", "macros", "pdf", "readme", "submission"))])
 def test_an_old_python_is_refused_in_one_line(script):
     for old in OLD:
+        if script in SCRIPTS and re.search(r"3\.[67]", str(old)):
+            continue  # they refuse the syntax of the scripts first
         refused = subprocess.run([old, script], cwd=REPOSITORY, capture_output=True, text=True,
                                  env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, check=False)
         assert refused.returncode == 1
         assert re.fullmatch(r"error: Python 3\.10 or newer is needed; .*PYTHON=.*\n",
                             refused.stderr), (old, refused.stderr)
+
+
+@pytest.mark.parametrize("python", [sys.executable, *OLD])
+def test_an_installation_begins_with_a_python_that_will_do(tmp_path, python):
+    """In a copy without an environment, by a Python that says so in the place of installing."""
+    for name in ("Makefile", "requirements.txt", "code"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    guarded = tmp_path / "guarded"
+    guarded.write_text(f'#!/bin/sh\n[ "$1" = -m ] && echo installing >&2 && exit 3\n'
+                       f'exec "{python}" "$@"\n', encoding="utf-8")
+    guarded.chmod(0o755)
+    begun = subprocess.run(["make", "test", f"PYTHON={guarded}"], cwd=tmp_path,
+                           capture_output=True, text=True, check=False)
+    assert begun.returncode == 2
+    assert ("installing" in begun.stderr) == (python not in OLD), begun.stderr
+    assert ("Python 3.10 or newer" in begun.stderr) == (python in OLD), begun.stderr
+    assert "Traceback" not in begun.stderr
 
 
 def test_without_latex_the_packages_are_named_and_the_numbers_written(copy):
