@@ -120,8 +120,9 @@ def one_epoch(recipe: str, out: Path, *argv: str) -> tuple[GAN, tuple, list]:
     return model, optimizer, seen
 
 
-def test_the_average_follows_the_weights_and_gets_its_own_statistics(tmp_path):
-    model, optimizer, seen = one_epoch("default", tmp_path)
+@pytest.mark.parametrize(("recipe", "betas"), [("default", (0, .999)), ("cycle", (.5, .999))])
+def test_the_average_follows_the_weights_and_gets_its_own_statistics(recipe, betas, tmp_path):
+    model, optimizer, seen = one_epoch(recipe, tmp_path)
     average = model.average.module
     assert torch.allclose(average.net[0].weight, 0.5 * (seen[0] + seen[1]))
     other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-4)
@@ -131,7 +132,7 @@ def test_the_average_follows_the_weights_and_gets_its_own_statistics(tmp_path):
     for one in optimizer:
         rates = one.param_groups[0]["lr"], other.param_groups[0]["lr"]
         assert rates[0] == rates[1], rates
-        assert one.param_groups[0]["betas"] == (0.5, 0.999)
+        assert one.param_groups[0]["betas"] == betas
 
     generator = model.sampler(seed=3)
     z = torch.randn(10_000, 8, generator=random_stream(3, "statistics"))
@@ -173,11 +174,11 @@ def test_every_so_many_updates_pay_the_gradient_penalty_for_all(monkeypatch):
     monkeypatch.setattr(gan, "penalties", lambda *arguments: weights.append(arguments[-1]) or 0.0)
     gan.train(pixels(80, batch_size=16), **players(), r1=(0.5, 3))
     assert weights == [1.5, 0.0, 0.0, 1.5, 0.0]
-    model = GAN(8, recipe="steady")
-    optimizer = gan.optimizers(model, gan.parse_args(["--device", "cpu", "--recipe", "steady"]))
+    model = GAN(8, recipe="default")
+    optimizer = gan.optimizers(model, gan.parse_args(["--device", "cpu", "--recipe", "default"]))
     weights.clear()
     gan.run_epoch(model, (pixels(80, batch_size=16), pixels(16)), optimizer)
-    weight, every = gan.RECIPES["steady"]["r1"]
+    weight, every = gan.RECIPES["default"]["r1"]
     assert weights == [weight * every * (i % every == 0) for i in range(5)] and weight > 0
 
 
