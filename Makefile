@@ -42,7 +42,7 @@ demo: $(VENV)/installed
 	@echo "The figures and numbers of the full runs are in report/figures and report/results."
 
 test: $(VENV)/installed
-	$(PY) -m pytest -c code/pyproject.toml code/tests
+	$(PY) -m pytest -c code/pyproject.toml -n 2 --dist loadfile code/tests
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check --no-cache code

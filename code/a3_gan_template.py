@@ -40,7 +40,7 @@ from datasets import RandomShift, mnist
 
 EVALUATION_SAMPLES = 10_000
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake", "d_fake_after", "d_accuracy")
-# Ours, ours without the last two, the course's: three flags; one-cycle rate; Adam's betas; shift of
+# Ours, ours without the last two, the course's: flags; one-cycle rate; Adam's betas; shift of
 # D's images in pixels; decay of G's average; images whose deviation D sees; R1: weight, interval.
 RECIPES = {
     "default": {"epochs": 100, "precision": "auto", "lr": 5e-4, "one_cycle": True,

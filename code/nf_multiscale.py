@@ -101,7 +101,7 @@ class Pixels(nn.Module):
     def level_logits(self, h: Tensor, bias: Tensor, chosen: Tensor) -> Tensor:
         """Return the logits of q, (m, 255), for the m pixels that are chosen (B, n)."""
         image, pixel = chosen.nonzero(as_tuple=True)
-        return self.levels(F.silu(self.hidden(h[image, pixel]))) + bias[image]
+        return self.levels(F.silu(self.hidden(h[image, pixel]))) + F.embedding(image, bias)
 
     def log_prob(self, h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         """Return log P(x), (B, n) nats, for x (B, n) in 0..255, h (B, n, C), bias (B, 255)."""

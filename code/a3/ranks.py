@@ -153,7 +153,7 @@ def job() -> list[str] | None:
         return None
     agent = f"{socket.gethostname()} {os.getppid()}"
     with contextlib.suppress(OSError):  # process numbers come again, but not at the same tick
-        stat = Path(f"/proc/{os.getppid()}/stat").read_text()
+        stat = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8")
         agent += " " + stat.rpartition(")")[2].split()[19]
     return [name, agent]
 

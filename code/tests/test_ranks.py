@@ -43,7 +43,8 @@ SCRIPTS = {  # free bits of a dimension stand in a maximum over the whole batch'
                                 "flow", "--objective", "free_bits", "--free_bits", "0.02",
                                 "--per_dimension"]),
     "nf": (nf, nf, [*SMALL, "--n_flows", "1", "--n_hidden", "16", "--iw_samples", "1"]),
-    "gan": (gan, gan, [*SMALL, "--latent_dim", "8"])}
+    "gan": (gan, gan, [*SMALL, "--latent_dim", "8", "--limit", "96",
+                        "--batch_size", "32"])}  # shares of a whole group of D's deviation
 # What depends on the moment, the machine and the number of ranks.
 FACTS = {"epoch_seconds", "train_seconds", "date", "device", "ranks", "begun_on",
          "classifier_sha256", "weights_sha256", "evaluated"}
