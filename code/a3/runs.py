@@ -145,6 +145,7 @@ class Run:
     unfinished: "Run | None" = None  # the last run with a checkpoint and without results
 
     def __init__(self, name: str, args: argparse.Namespace, source: Source):
+        Run.unfinished = None
         self.name, self.args, self.source = name, args, source
         self.device = args.device
         self.precision = args.precision

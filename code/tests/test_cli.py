@@ -10,7 +10,7 @@ from a3 import cli
 from a3.fetch import DataError, Source, data_folder
 from a3.interrupts import Stopped
 from a3.records import RunError
-from a3.runs import Interrupted
+from a3.runs import Interrupted, Run
 from helpers import arguments
 
 SOURCE = Source("bmnist", "", "")
@@ -70,7 +70,9 @@ def test_what_is_no_name_of_a_run_is_refused(wrong):
        "or the sizes of the networks") for error in (
            MemoryError(), torch.OutOfMemoryError("CUDA out of memory."),
            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 4 bytes")))])
-def test_what_a_user_can_cause_ends_in_one_line(error, status, out, err, capsys):
+def test_what_a_user_can_cause_ends_in_one_line(error, status, out, err, capsys, monkeypatch):
+    monkeypatch.setattr(Run, "unfinished", None)  # whatever other tests have left
+
     def main():
         raise error
 

@@ -362,6 +362,13 @@ def test_the_partial_table_has_a_row_an_epoch_also_of_a_stopped_run(tmp_path):
     assert table(tmp_path / "results" / "test.csv") == rows and not partial.exists()
 
 
+def test_a_new_run_is_not_told_to_go_on_with_the_last(tmp_path, monkeypatch):
+    """In a notebook, one process has many."""
+    monkeypatch.setattr(Run, "unfinished", "the last")
+    Run("test", arguments(tmp_path), SOURCE)
+    assert runs.how_to_go_on() == ""
+
+
 def test_an_unfinished_run_changes_no_file_of_a_finished_one(tmp_path):
     finish(train(tmp_path), test_loss=0.5)
     finished = files(tmp_path)

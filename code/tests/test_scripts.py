@@ -316,7 +316,8 @@ def test_requirements_cover_the_imports_and_nothing_else():
     used = {"pillow" if name == "PIL" else name for name in used - own - sys.stdlib_module_names}
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     listed = {re.match(r"[\w-]+", line)[0] for line in lines if line[:1].isalpha()}
-    listed -= {"ruff", "tensorboard"}  # a command, and what torch.utils.tensorboard imports
+    listed -= {"ruff", "pytest-xdist"}  # a command, and what pytest finds by itself
+    listed -= {"tensorboard"}  # what torch.utils.tensorboard imports
     assert listed == used, listed ^ used
 
 
