@@ -4,32 +4,31 @@ Like Real NVP, the map f takes an image to z = f(x) group by group: the pixels o
 given those of the groups before it. Three things differ from a3_nf_template.py:
 
 - The groups go from coarse to fine (the multi-scale idea of Dinh et al. 2017; the order of Reed et
-  al. 2017, "Parallel multiscale autoregressive density estimation"): a 7 x 7 grid of every fourth
-  pixel, one pixel after another (by a masked MLP, Germain et al. 2015, "MADE"), then nine groups
-  that double the grid to 14 x 14 and to 28 x 28. Convolutions read what is known so far.
+  al. 2017, "Parallel multiscale autoregressive density estimation"). Every second row and column,
+  a 14 x 14 grid, decides which digit it is: it is drawn in 7 x 7 cells of four pixels, one pixel
+  after another, by a causal transformer (Vaswani et al. 2017), so that strokes meet. Three groups
+  of 196 pixels then fill the gaps between them; convolutions read what is known so far.
 - A coupling is no affine map but the pixel's own distribution function (Ho et al. 2019,
   "Flow++"), here one with a step for each of the 256 grey levels, piecewise linear between them.
 - With such steps uniform dequantization loses nothing: log p(x + u) = log P(x) for every u. So
   what is reported is the exact code length of the discrete images, not a bound.
 
-Seen from the pixels it is an autoregressive model with 58 passes; seen from z it is a flow with
+Seen from the pixels it is an autoregressive model with 52 passes; seen from z it is a flow with
 a triangular Jacobian, with exact codes, walks and temperatures.
 
-    x      (B, 784)   pixels in 0..255
-    h      (B, C, S, S)   features on a grid of S x S cells, S = 7 or 14
-    a      (B, n)     probability of ink, P(x > 0), of the n pixels of a group
-    q      (m, 255)   probabilities of the grey levels 1..255 of the m pixels with ink
-    u      (B, n)     dequantization noise, uniform on (0, 1)
-    z      (B, 784)   code, standard normal if the model is right
-    seen   (B, 256)   log(1 + how often the image has shown each grey level so far)
+    x      (B, 784)      pixels in 0..255
+    h      (B, T, C)     features of T cells, T = 49 or 196
+    a      (B, n)        probability of ink, P(x > 0), of the n pixels of a group
+    q      (m, 255)      probabilities of the grey levels 1..255 of the m pixels with ink
+    u      (B, n)        dequantization noise, uniform on (0, 1)
+    z      (B, 784)      code, standard normal if the model is right
+    seen   (B, T, 256)   log(1 + how often the image has shown each grey level before a cell)
 
     python code/nf_multiscale.py      # 85 min on one core with bfloat16: validation 0.86
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from a3.cli import exit_with, flags, parse, run_name
 
 import torch
@@ -42,11 +41,14 @@ from a3.nf_figures import save_bits_maps, save_latent_figures, save_training_fig
 from a3.runs import Run, random_stream
 from datasets import RandomShift, mnist
 
-EPOCHS = 10
+EPOCHS = 18
 SIDE, LEVELS = 28, 256  # of images, pixels; of pixels, grey levels
-COARSE, FINE = 96, 64  # channels on the 7 x 7 and on the 14 x 14 grid
-COARSE_BLOCKS, FINE_BLOCKS = 2, 3  # before each group
-DRAWN_TOGETHER = 250  # images that are decoded at once
+WIDTH, HEADS, LAYERS = 128, 4, 6  # of the transformer over the cells
+CHANNELS, BLOCKS = 64, 3  # of the convolutions, before each group
+CORNERS = (0, 0), (2, 2), (0, 2), (2, 0)  # the pixels of a cell as they are drawn: row, column
+NEAR = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, -2), (-2, 0), (-2, -1), (-2, 1), (-1, -2),
+        (-1, 2))  # the cells that a cell reads directly: rows, columns from it
+DRAWN_TOGETHER = 500  # images that are decoded at once
 ROUND_TRIPS = 500  # test images that are encoded and decoded
 
 
@@ -62,18 +64,20 @@ def grid(spacing: int, top: int = 0, left: int = 0) -> Tensor:
     return torch.arange(SIDE**2).reshape(SIDE, SIDE)[top::spacing, left::spacing]
 
 
-def groups(spacing: int) -> list[Tensor]:
-    """Return the pixels, (n,) indices, of each group that halves the spacing of a known grid.
+def cells_near() -> Tensor:
+    """Return the cells that each of the cells reads directly, (49, 10); 49 is outside."""
+    side = SIDE // 4
+    row, column = (torch.arange(side**2) // side)[:, None], (torch.arange(side**2) % side)[:, None]
+    down, right = torch.tensor(NEAR).T
+    row, column = row + down, column + right
+    inside = (row >= 0) & (column >= 0) & (column < side)
+    return torch.where(inside, row * side + column, side**2)
 
-    In each cell of the grid the upper left pixel is known. The lower right one comes first: all
-    others then have known neighbours (quincunx order). On the coarse grid, where strokes can hide
-    between known pixels, the cells take turns like the fields of a chessboard.
-    """
-    half, cells = spacing // 2, torch.arange(SIDE // spacing)
-    white = (cells[:, None] + cells) % 2 == 0
-    turns = [white | ~white] if half == 1 else [white, ~white]
-    return [grid(spacing, top, left)[turn]
-            for top, left in ((half, half), (0, half), (half, 0)) for turn in turns]
+
+def levels_of(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return how often each grey level is among the last dimension of x, (..., 256) counts."""
+    counts = torch.zeros(*x.shape[:-1], LEVELS, dtype=dtype, device=x.device)
+    return counts.scatter_add(-1, x, torch.ones_like(x, dtype=dtype))
 
 
 # Networks ----------------------------------------------------------------------------------------
@@ -87,7 +91,7 @@ class Pixels(nn.Module):
         log |dz / dx| = log P(x) - log N(z; 0, 1)
 
     Only pixels with ink, a fifth, need the 255 levels, so an exact table of them is affordable.
-    They get a bias of their own for each image.
+    They get a bias of their own for each image, or each pixel: an image repeats its grey levels.
     """
 
     def __init__(self, width: int, hidden: int = 128):
@@ -101,10 +105,16 @@ class Pixels(nn.Module):
     def level_logits(self, h: Tensor, bias: Tensor, chosen: Tensor) -> Tensor:
         """Return the logits of q, (m, 255), for the m pixels that are chosen (B, n)."""
         image, pixel = chosen.nonzero(as_tuple=True)
-        return self.levels(F.silu(self.hidden(h[image, pixel]))) + F.embedding(image, bias)
+        row = image * bias.shape[1] + pixel % bias.shape[1]
+        return self.levels(F.silu(self.hidden(h[image, pixel]))) + (
+            F.embedding(row, bias.flatten(0, 1)))
 
     def log_prob(self, h: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        """Return log P(x), (B, n) nats, for x (B, n) in 0..255, h (B, n, C), bias (B, 255)."""
+        """Return log P(x), (B, n) nats, for x (B, n) in 0..255 and h (B, n, C).
+
+        Args:
+            bias: of the logits of grey levels, (B, n, 255), or (B, 1, 255) for all n pixels.
+        """
         h, has_ink = self.norm(h), x > 0
         ink = self.ink(h).squeeze(-1).to(bias.dtype)  # (B, n)
         log_p = F.logsigmoid(torch.where(has_ink, ink, -ink))
@@ -135,29 +145,54 @@ class Pixels(nn.Module):
         return x.to(h.device)
 
 
-class MaskedMLP(nn.Module):
-    """Features of each pixel of a sequence from those before it alone (MADE, eq. 13-15)."""
+class Layer(nn.Module):
+    """Causal transformer layer: each cell reads itself and those before it, then thinks."""
 
-    def __init__(self, length: int, c_in: int, c_out: int, hidden: int = 512):
+    def __init__(self, width: int):
         super().__init__()
-        self.c_out = c_out
-        self.layers = nn.ModuleList([nn.Linear(length * c_in, hidden), nn.Linear(hidden, hidden),
-                                     nn.Linear(hidden, length * c_out)])
-        reads = torch.arange(length).repeat_interleave(c_in)  # a unit reads pixels up to its own
-        units = torch.arange(hidden) % max(length - 1, 1)
-        gives = torch.arange(length).repeat_interleave(c_out)
-        for name, mask in (("first", units[:, None] >= reads), ("middle", units[:, None] >= units),
-                           ("last", gives[:, None] > units)):
-            self.register_buffer(name, mask.float(), persistent=False)
+        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(),
+                                   nn.Linear(4 * width, width))
+        for last in (self.mix, self.think[-1]):
+            nn.init.zeros_(last.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, length, c_in) to (B, length, c_out)."""
-        first, middle, last = (partial(F.linear, weight=layer.weight * mask, bias=layer.bias)
-                               for layer, mask in zip(self.layers, (self.first, self.middle,
-                                                                    self.last), strict=True))
-        h = F.silu(first(x.flatten(1)))  # (B, hidden)
-        h = h + F.silu(middle(h))
-        return last(h).unflatten(1, (-1, self.c_out))
+    def forward(self, h: Tensor, past: list[Tensor]) -> Tensor:
+        """Map (B, T, C) to the same shape; past has the keys and values of the cells before."""
+        parts = self.queries_keys_values(self.attention_norm(h)).unflatten(2, (3, HEADS, -1))
+        query, *new = parts.permute(2, 0, 3, 1, 4)  # each (B, HEADS, T, C / HEADS)
+        past[:] = [torch.cat(pair, dim=2) for pair in zip(past, new, strict=True)] if past else new
+        key, value = past
+        scores = query @ key.mT * query.shape[3] ** -0.5  # (B, HEADS, T, all cells so far)
+        later = torch.ones(scores.shape[2:], dtype=torch.bool, device=h.device).triu(
+            1 + scores.shape[3] - scores.shape[2])
+        mixed = scores.masked_fill(later, -math.inf).softmax(dim=3).to(value.dtype) @ value
+        h = h + self.mix(mixed.transpose(1, 2).flatten(2))
+        return h + self.think(self.norm(h))
+
+
+class Cells(nn.Module):
+    """Features of each cell from those before it alone.
+
+    A cell reads the pixels of the cells near it directly, as a masked convolution would, and the
+    rest by attention.
+    """
+
+    def __init__(self, embedding: int):
+        super().__init__()
+        self.near = nn.Linear(len(NEAR) * len(CORNERS) * embedding, WIDTH)
+        self.seen = nn.Linear(LEVELS, WIDTH, bias=False)
+        self.place = nn.Parameter(0.02 * torch.randn((SIDE // 4) ** 2, WIDTH))
+        self.layers = nn.ModuleList(Layer(WIDTH) for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, near: Tensor, seen: Tensor, here: Tensor, past: list[list]) -> Tensor:
+        """Return h (B, T, C) for the embedded pixels near (B, T, 40 E) of the cells here (T,)."""
+        h = self.near(near) + self.seen(seen) + self.place[here]
+        for layer, before in zip(self.layers, past, strict=True):
+            h = layer(h, before)
+        return self.norm(h)
 
 
 class Block(nn.Module):
@@ -177,53 +212,41 @@ class Block(nn.Module):
 
 
 class Step(nn.Module):
-    """What comes before a group is drawn: read the pixels drawn last, and change h by them.
+    """What comes before a group is drawn: read the pixels drawn last, and change h by them."""
 
-    An image repeats its own grey levels (half of its pixels with ink do so, and the strongest
-    is 253 in one image, 254 in another), which convolutions cannot know: hence ``seen``.
-    """
-
-    def __init__(self, spacing: int, width: int, blocks: int, embedding: int, reads: Tensor,
-                 draws: Tensor):
+    def __init__(self, embedding: int):
         super().__init__()
-        self.side = SIDE // spacing
-        self.register_buffer("reads", reads, persistent=False)  # (m,) pixels of the last group
-        self.register_buffer("draws", draws, persistent=False)  # (n,) pixels of this group
-        for name, pixels in (("read_cells", reads), ("draw_cells", draws)):
-            cells = pixels // SIDE // spacing * self.side + pixels % SIDE // spacing
-            self.register_buffer(name, cells, persistent=False)
-        self.read = nn.Conv2d(embedding, width, 3, padding=1)
-        self.read_seen = nn.Linear(LEVELS, width, bias=False)
+        self.read = nn.Conv2d(embedding, CHANNELS, 3, padding=1)
+        self.read_seen = nn.Linear(LEVELS, CHANNELS, bias=False)
         self.repeat = nn.Parameter(torch.zeros(LEVELS - 1))
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
-        self.pixels = Pixels(width)
+        self.blocks = nn.Sequential(*(Block(CHANNELS) for _ in range(BLOCKS)))
+        self.pixels = Pixels(CHANNELS)
 
-    def forward(self, h: Tensor, new: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return h (B, C, S, S) with the embedded pixels new, its n cells (B, n, C), a bias."""
-        grid = new.new_zeros(len(new), self.side**2, new.shape[2])
-        grid = grid.index_copy(1, self.read_cells, new).unflatten(1, (self.side, self.side))
-        h = h + self.read(grid.permute(0, 3, 1, 2)) + self.read_seen(seen)[:, :, None, None]
-        h = self.blocks(h)
-        cells = h.flatten(2)[:, :, self.draw_cells].transpose(1, 2)  # (B, n, C)
-        return h, cells, self.repeat * seen[:, 1:]
+    def forward(self, h: Tensor, new: Tensor, seen: Tensor) -> Tensor:
+        """Return h (B, C, 14, 14), having read the embedded pixels new (B, 196, E)."""
+        new = new.mT.unflatten(2, h.shape[2:])
+        return self.blocks(h + self.read(new) + self.read_seen(seen)[:, :, None, None])
 
 
 class Model(nn.Module):
     """An exact distribution of images 0..255, and the flow that it defines."""
 
-    def __init__(self, embedding: int = 8, base_width: int = 24):
+    def __init__(self, embedding: int = 16):
         super().__init__()
-        self.register_buffer("grid", grid(4).flatten(), persistent=False)
-        self.embed = nn.Embedding(LEVELS, embedding)
-        self.base = MaskedMLP(len(self.grid), embedding, base_width)
-        self.base_pixels = Pixels(base_width)
-        self.start = nn.Parameter(torch.zeros(1, COARSE, SIDE // 4, SIDE // 4))
-        self.refine = nn.ConvTranspose2d(COARSE, FINE, 2, 2)
-        self.place = nn.Parameter(torch.zeros(1, FINE, SIDE // 2, SIDE // 2))
-        self.steps = nn.ModuleList(
-            Step(spacing, width, blocks, embedding, reads, draws)
-            for spacing, width, blocks in ((4, COARSE, COARSE_BLOCKS), (2, FINE, FINE_BLOCKS))
-            for reads, draws in itertools.pairwise([grid(spacing).flatten(), *groups(spacing)]))
+        cells = torch.stack([grid(4, *corner).flatten() for corner in CORNERS], dim=1)
+        fine = torch.stack([grid(2, *first).flatten() for first in (
+            (0, 0), (1, 1), (0, 1), (1, 0))])  # the last two have known neighbours (quincunx)
+        outside = torch.full((1, len(CORNERS)), SIDE**2)
+        for name, pixels in (("cells", cells), ("fine", fine), ("near", torch.cat(
+                (cells, outside))[cells_near()].flatten(1))):
+            self.register_buffer(name, pixels, persistent=False)  # (49, 4), (4, 196), (49, 40)
+        self.embed = nn.Embedding(LEVELS + 1, embedding)  # the last for pixels outside
+        self.coarse = Cells(embedding)
+        self.corners = nn.ModuleList(nn.Linear(WIDTH + i * embedding, WIDTH) for i in range(4))
+        self.corner_pixels = nn.ModuleList(Pixels(WIDTH) for _ in CORNERS)
+        self.repeat = nn.Parameter(torch.zeros(len(CORNERS), LEVELS - 1))
+        self.place = nn.Parameter(torch.zeros(1, CHANNELS, SIDE // 2, SIDE // 2))
+        self.steps = nn.ModuleList(Step(embedding) for _ in range(3))
 
     def start_at(self, images: Tensor) -> None:
         """Let the untrained model give each pixel nearly the distribution of all pixels."""
@@ -240,29 +263,42 @@ class Model(nn.Module):
         before it alone, whatever they compute.
 
         Args:
-            couple: takes a group's ``Pixels``, its h (n, m, C), bias (n, 255) and the indices (m,)
-                of its pixels; returns their values, (n, m).
-            known: the images (n, 784), where ``couple`` returns theirs: the base grid then takes
-                one pass, not one a pixel.
+            couple: takes a group's ``Pixels``, its h (n, m, C), bias (n, m or 1, 255) and the
+                indices (m,) of its pixels; returns their values, (n, m).
+            known: the images (n, 784), where ``couple`` returns theirs: all cells then take one
+                pass, not one each.
         """
-        x = torch.zeros(n, SIDE**2, dtype=torch.long, device=self.start.device)
-        counts = torch.zeros(n, LEVELS, device=x.device, dtype=self.start.dtype)
-        no_bias = counts[:, 1:]
+        x = torch.zeros(n, SIDE**2 + 1, dtype=torch.long, device=self.place.device)
+        x[:, -1] = LEVELS  # outside
         if known is not None:
-            x[:, self.grid] = known[:, self.grid]
-        for part in self.grid.split(1 if known is None else len(self.grid)):
-            h = self.base(self.embed(x[:, self.grid]))[:, torch.isin(self.grid, part)]
-            x[:, part] = couple(self.base_pixels, h, no_bias, part)
-        drawn, h = self.grid, self.start.expand(n, -1, -1, -1)
-        for step in self.steps:
-            values = x[:, drawn]
-            counts = counts.scatter_add(1, values, torch.ones_like(values, dtype=counts.dtype))
-            if step.side > h.shape[2]:
-                h = self.refine(h) + self.place
-            h, cells, bias = step(h, self.embed(x[:, step.reads]), counts.log1p())
-            drawn = step.draws
-            x[:, drawn] = couple(step.pixels, cells, bias, drawn)
-        return x
+            x[:, self.cells] = known[:, self.cells]
+        past = [[] for _ in self.coarse.layers]
+        counts = levels_of(x[:, :0], self.place.dtype)[:, None]  # (n, 1, 256), of nothing yet
+        here = torch.arange(len(self.cells), device=x.device)
+        for some in here.split(1 if known is None else len(here)):
+            counts = self._draw_cells(couple, x, some, counts, past)
+        h = self.place.expand(n, -1, -1, -1)
+        for step, read, drawn in zip(self.steps, self.fine, self.fine[1:], strict=False):
+            seen = counts.log1p()
+            h = step(h, self.embed(x[:, read]), seen[:, 0])
+            x[:, drawn] = couple(step.pixels, h.flatten(2).mT, step.repeat * seen[..., 1:], drawn)
+            counts = counts + levels_of(x[:, drawn], counts.dtype)[:, None]
+        return x[:, :-1]
+
+    def _draw_cells(self, couple: Callable, x: Tensor, here: Tensor, counts: Tensor, past: list
+                    ) -> Tensor:
+        """Draw the cells here (T,) into x, corner by corner; return the counts with theirs."""
+        shown = levels_of(x[:, self.cells[here]], counts.dtype)  # (n, T, 256)
+        seen = (counts + shown.cumsum(dim=1) - shown).log1p()
+        h = self.coarse(self.embed(x[:, self.near[here]]).flatten(2), seen, here, past)
+        drawn = []
+        for i, (corner, pixels) in enumerate(zip(self.corners, self.corner_pixels, strict=True)):
+            indices = self.cells[here, i]
+            x[:, indices] = couple(pixels, F.silu(corner(torch.cat((h, *drawn), dim=2))),
+                                   self.repeat[i] * seen[..., 1:], indices)
+            drawn.append(self.embed(x[:, indices]))
+        shown = levels_of(x[:, self.cells[here]], counts.dtype)
+        return counts + shown.sum(dim=1, keepdim=True)
 
     def log_probs(self, x: Tensor) -> Tensor:
         """Return log P of each pixel given those before it, (B, 784) nats, for x in 0..255."""
@@ -304,7 +340,7 @@ class Model(nn.Module):
                 h, bias, z[:, indices.cpu()]), len(z))
 
         z = float64(z)
-        return torch.cat([draw(part) for part in z.split(DRAWN_TOGETHER)]).to(self.start.dtype)
+        return torch.cat([draw(part) for part in z.split(DRAWN_TOGETHER)]).to(self.place.dtype)
 
     @torch.no_grad()
     def sample(self, n_samples: int, noise: torch.Generator | None = None) -> Tensor:
@@ -352,9 +388,8 @@ def evaluate(run: Run, model: nn.Module, test) -> dict:
     save_bits_maps({"average of the test images": bits}, run.figure("bits.pdf"))
     return {"untrained_bits_per_dim": run.history[0]["val_bits_per_dim"], **run.last_numbers(),
             "test_bits_per_dim": bits.mean().item(), **by_region,
-            "test_base_bits_per_dim": bits[model.grid.cpu()].mean().item(),
-            "test_group_bits_per_dim": [bits[step.draws.cpu()].mean().item()
-                                        for step in model.steps],
+            "test_group_bits_per_dim": [bits[group.cpu()].mean().item() for group in (
+                *model.cells.T, *model.fine[1:])],
             "test_wrong_round_trips": (model.decode(z) != x).any(dim=1).sum().item(),
             "parameters": sum(part.numel() for part in model.parameters())}
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from a3.cli import flags, parse
 
+SMALL_FLOW = {"WIDTH": 8, "HEADS": 2, "LAYERS": 1, "CHANNELS": 8, "BLOCKS": 1}  # of nf_multiscale
+
 
 def arguments(out: Path, *more: str) -> argparse.Namespace:
     """Return the parsed flags of a training that writes to ``out``."""

@@ -21,6 +21,7 @@ from a3.importance import Estimate
 from a3.judge_comparison import BETTER_HIGH
 from a3.runs import RunError
 from datasets import Split
+from helpers import SMALL_FLOW
 from made_up import SMOKE
 
 SCRIPTS = {"vae": (vae, ["--zdim", "3", "--hidden_dim", "16"]),
@@ -36,7 +37,7 @@ def results(tmp_path_factory, request) -> tuple[dict, dict, list[str]]:
     request.addfinalizer(patch.undo)
     for module, name, value in ((gan, "EVALUATION_SAMPLES", 300), (judge_classifier, "EPOCHS", 1),
                                 (judge_metrics, "SUBSETS", 10), (figures, "ZOOM", 1),
-                                (nf_multiscale, "COARSE", 8), (nf_multiscale, "FINE", 8),
+                                *((nf_multiscale, *size) for size in SMALL_FLOW.items()),
                                 (nf_multiscale, "ROUND_TRIPS", 20),
                                 (evaluate, "TIMED_SAMPLES", 50)):
         patch.setattr(module, name, value)

@@ -10,14 +10,14 @@ from scipy.stats import kstest
 import a3_nf_template as nf
 import nf_multiscale as ms
 from made_up import grey
-from nf_multiscale import MaskedMLP, Model, Pixels
+from nf_multiscale import Cells, Model, Pixels
 
 STRANGE = 0.4  # how far random weights are from the untrained ones
 
 
 def randomised(scale: float = STRANGE) -> Model:
     torch.manual_seed(0)
-    model = Model(embedding=2, base_width=4).double().eval()
+    model = Model(embedding=2).double().eval()
     for part in model.parameters():
         part.data += scale * torch.randn_like(part) / max(part[0].numel(), 1) ** 0.5
     return model
@@ -26,10 +26,8 @@ def randomised(scale: float = STRANGE) -> Model:
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Let networks be small."""
-    monkeypatch.setattr(ms, "COARSE", 8)
-    monkeypatch.setattr(ms, "FINE", 6)
-    monkeypatch.setattr(ms, "COARSE_BLOCKS", 1)
-    monkeypatch.setattr(ms, "FINE_BLOCKS", 1)
+    for name, value in (("WIDTH", 8), ("HEADS", 2), ("LAYERS", 2), ("CHANNELS", 6), ("BLOCKS", 1)):
+        monkeypatch.setattr(ms, name, value)
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def toy(monkeypatch) -> Model:
 
 def order(model: Model) -> torch.Tensor:
     """Return all pixels in the order in which the groups draw them."""
-    return torch.cat([model.grid, *(step.draws for step in model.steps)])
+    return torch.cat([model.cells.flatten(), model.fine[1:].flatten()])
 
 
 def images(number: int) -> torch.Tensor:
@@ -78,26 +76,26 @@ def test_forward_is_the_sum_over_pixels(toy):
 def test_groups_draw_each_pixel_once_and_refine_grids():
     model = Model()
     assert order(model).sort().values.tolist() == list(range(784))
-    assert [len(step.draws) for step in model.steps] == [25, 24] * 3 + [196] * 3
-    assert torch.equal(model.grid, torch.arange(784).view(28, 28)[::4, ::4].flatten())
-    # After the first two groups of a grid, each pixel of the others has all neighbours known.
-    known = torch.cat([ms.grid(2).flatten(), *ms.groups(2)[:1]])
-    for pixel in torch.cat(ms.groups(2)[1:]).tolist():
+    assert (model.cells.shape, model.fine.shape) == ((49, 4), (4, 196))
+    assert model.cells[8].tolist() == [28 * 4 + 4, 28 * 6 + 6, 28 * 4 + 6, 28 * 6 + 4]
+    # Once the lower right pixels are there, those of the last two groups have all neighbours.
+    known = model.fine[:2].flatten()
+    for pixel in model.fine[2:].flatten().tolist():
         row, column = divmod(pixel, 28)
         beside = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
         assert all(28 * i + j in known for i, j in beside if i in range(28) and j in range(28))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("first", [1, 20, 48, 49, 60, 100, 196, 392, 783])
+@pytest.mark.parametrize("first", [1, 20, 21, 22, 23, 100, 195, 196, 392, 588])
 def test_a_pixel_depends_on_those_before_it_alone(first):
-    """On the base grid pixel by pixel; elsewhere a change is made where a group begins or amid."""
+    """On the 14 x 14 grid pixel by pixel; afterwards group by group."""
     model = randomised()
     places, x = order(model), images(3)
     y = x.clone()
     y[:, places[first:]] = 255 - x[:, places[first:]]
     before, after = (model.log_probs(one)[:, places] for one in (x, y))
-    assert torch.equal(before[:, :first], after[:, :first])
+    assert torch.allclose(before[:, :first], after[:, :first], rtol=1e-12)
     assert not torch.allclose(before[:, first:], after[:, first:])
 
 
@@ -106,8 +104,8 @@ def test_all_pixels_before_a_group_are_read():
     """One changed pixel moves the next group of the grid: the last pixel too."""
     model = randomised()
     places, x = order(model), images(3)[2:]
-    for changed, later in ((48, slice(49, 74)), (73, slice(74, 98)), (391, slice(392, 588)),
-                           (587, slice(588, 784))):
+    for changed, later in ((0, slice(192, 196)), (194, slice(195, 196)), (195, slice(196, 392)),
+                           (391, slice(392, 588)), (587, slice(588, 784))):
         y = x.clone()
         y[:, places[changed]] = 200 - y[:, places[changed]]
         moved = (model.log_probs(x) - model.log_probs(y))[:, places[later]].abs() > 1e-12
@@ -131,13 +129,14 @@ def test_an_untrained_model_knows_the_training_images_levels():
 def test_levels_the_image_has_shown_change_the_next_ones():
     torch.manual_seed(0)
     model = Model().double().eval()
-    for step in model.steps:
-        step.repeat += 1.0
+    for part in (model, *model.steps):
+        part.repeat += 1.0
     x = images(3)[2:]
     x[:, x[0] > 0] = 77
     other = x.clone()
-    other[:, model.grid] += x[:, model.grid] > 0  # 78 in the place of 77
-    ink = (x[0] > 0) & ~torch.isin(torch.arange(784), model.grid)
+    first = model.cells[:24].flatten()
+    other[:, first] += x[:, first] > 0  # 78 in the place of 77
+    ink = (x[0] > 0) & ~torch.isin(torch.arange(784), first)
     assert (model.log_probs(x) - model.log_probs(other))[0, ink].mean() > 0.2
 
 
@@ -168,7 +167,7 @@ def test_encode_inverts_decode_within_a_grey_level():
 def test_the_log_determinant_is_that_of_the_jacobian(toy):
     """Of z as a function of x + u: within a bin, by autograd through the noise."""
     pixels = toy.steps[-1].pixels
-    h, bias = torch.randn(1, 6, ms.FINE).double(), torch.randn(1, 2).double()
+    h, bias = torch.randn(1, 6, ms.CHANNELS).double(), torch.randn(1, 6, 2).double()
     x = torch.tensor([[0, 1, 2, 2, 0, 1]])
     u = torch.rand(1, 6, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(
@@ -216,7 +215,7 @@ def test_far_tails_stay_finite():
     pixels = Pixels(4).double()
     pixels.ink.weight.zero_()
     pixels.levels.bias.copy_(torch.linspace(-300, 300, 255))
-    h, bias = torch.zeros(1, 3, 4).double(), torch.zeros(1, 255).double()
+    h, bias = torch.zeros(1, 3, 4).double(), torch.zeros(1, 1, 255).double()
     x = torch.tensor([[0, 1, 255]])
     for ink in (-200.0, 200.0):
         pixels.ink.bias.fill_(ink)
@@ -230,20 +229,37 @@ def test_far_tails_stay_finite():
 
 # Parts -------------------------------------------------------------------------------------------
 
-def test_the_masked_network_reads_pixels_before_its_own():
+@torch.no_grad()
+def test_cells_one_after_another_are_those_of_one_pass():
+    """With the keys and values of the cells before; and each is read by all later ones."""
     torch.manual_seed(0)
-    network = MaskedMLP(5, 2, 3, hidden=40).double()
-    x = torch.randn(1, 5, 2).double()
-    jacobian = torch.autograd.functional.jacobian(network, x)[0, :, :, 0]  # (5, 3, 5, 2)
-    reads = jacobian.abs().sum(dim=(1, 3)) > 0
-    assert torch.equal(reads, torch.ones(5, 5).tril(-1).bool())
+    cells = Cells(2).double()
+    for part in cells.parameters():
+        part.add_(torch.randn_like(part), alpha=0.3)
+    near, seen = torch.randn(2, 49, 80).double(), torch.rand(2, 49, 256).double()
+    together = cells(near, seen, torch.arange(49), [[], []])
+    past = [[], []]
+    alone = [cells(near[:, [i]], seen[:, [i]], torch.tensor([i]), past) for i in range(49)]
+    assert torch.allclose(torch.cat(alone, dim=1), together, atol=1e-12)
+    near[:, 5] += 1
+    moved = (cells(near, seen, torch.arange(49), [[], []]) - together).abs().amax(dim=(0, 2))
+    assert torch.equal(moved > 1e-9, torch.arange(49) >= 5)
+
+
+def test_the_cells_read_directly_are_near_and_before():
+    near = ms.cells_near()
+    assert near.shape == (49, 10)
+    assert near[0].tolist() == [49] * 10
+    assert near[24].tolist() == [24 + 7 * down + right for down, right in ms.NEAR]
+    assert near[13].tolist().count(49) == 5, "nothing wraps around the edges"
+    assert ((near < torch.arange(49)[:, None]) | (near == 49)).all()
 
 
 def test_pixels_probabilities_sum_to_one():
     torch.manual_seed(0)
     pixels = Pixels(4).double()
     torch.nn.init.normal_(pixels.levels.weight)
-    h, bias = torch.randn(2, 3, 4).double(), torch.randn(2, 255).double()
+    h, bias = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 255).double()
     p = torch.stack([pixels.log_prob(h, bias, torch.full((2, 3), k)).exp() for k in range(256)])
     assert torch.allclose(p.sum(dim=0), torch.ones(2, 3).double())
     assert p.std() > 0.01

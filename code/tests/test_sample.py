@@ -22,8 +22,10 @@ import walks
 from a3 import checkpoints, figures, judge_classifier
 from a3.figures import GAP_PX
 from a3.runs import RunError
+from helpers import SMALL_FLOW
 from made_up import own_arrays, own_files
 
+FULL_FLOW = {name: getattr(nf_multiscale, name) for name in SMALL_FLOW}
 TINY = ["--limit", "64", "--epochs", "1", "--device", "cpu"]
 SMALL_VAE = ["--hidden_dim", "16", "--nll_samples", "2"]
 # How names of runs begin, as sample.py knows them; script and flags.
@@ -45,8 +47,7 @@ def small():
         for module, name, value in (
                 (figures, "ZOOM", 1), (judge_classifier, "EPOCHS", 1),
                 (gan, "EVALUATION_SAMPLES", 200), (nf_multiscale, "ROUND_TRIPS", 5),
-                (nf_multiscale, "COARSE", 8), (nf_multiscale, "FINE", 8),
-                (nf_multiscale, "COARSE_BLOCKS", 1), (nf_multiscale, "FINE_BLOCKS", 1)):
+                *((nf_multiscale, *size) for size in SMALL_FLOW.items())):
             patch.setattr(module, name, value)
         yield
 
@@ -257,7 +258,7 @@ def test_the_committed_weights_are_those_listed_and_draw_the_same_images_here(mo
         pytest.skip("no weights are committed yet")
     report, readme = sample.REPOSITORY / "report", (sample.WEIGHTS / "README.md").read_text()
     monkeypatch.setattr(sample, "REPOSITORY", Path("/nonexistent"))
-    for name, value in (("COARSE", 96), ("FINE", 64), ("COARSE_BLOCKS", 2), ("FINE_BLOCKS", 3)):
+    for name, value in FULL_FLOW.items():
         monkeypatch.setattr(nf_multiscale, name, value)
     assert sum(file.stat().st_size for file in files) < 10e6
     for file in files:

@@ -26,6 +26,7 @@ import nf_multiscale
 import vae_variants
 from a3 import figures, judge_classifier, vae_figures, vae_monitors
 from a3.runs import EVALUATION_ONLY
+from helpers import SMALL_FLOW
 from made_up import SMOKE
 from naming import name_of
 
@@ -66,7 +67,7 @@ def small():
         patch.setattr(judge_classifier, "EPOCHS", 1)
         patch.setattr(gan, "EVALUATION_SAMPLES", 500)
         patch.setattr(nf_multiscale, "ROUND_TRIPS", 20)
-        for name, value in (("COARSE", 8), ("FINE", 8), ("COARSE_BLOCKS", 1), ("FINE_BLOCKS", 1)):
+        for name, value in SMALL_FLOW.items():
             patch.setattr(nf_multiscale, name, value)
         yield
 

@@ -25,6 +25,7 @@ import nf_multiscale
 import vae_variants
 from a3 import figures, judge_classifier, judge_comparison, judge_metrics, vae_figures
 from a3.fetch import sample_digits
+from helpers import SMALL_FLOW
 
 SPLITS = ("train", "val", "test")
 SIZES = (96, 64, 64)
@@ -63,7 +64,7 @@ def small():
         patch.setattr(judge_metrics, "SUBSETS", 2)
         patch.setattr(gan, "EVALUATION_SAMPLES", 200)
         patch.setattr(nf_multiscale, "ROUND_TRIPS", 20)
-        for name, value in (("COARSE", 8), ("FINE", 8), ("COARSE_BLOCKS", 1), ("FINE_BLOCKS", 1)):
+        for name, value in SMALL_FLOW.items():
             patch.setattr(nf_multiscale, name, value)
         yield
 
