@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import kstest
 
 import a3_nf_template as nf
 import nf_multiscale as ms
 from made_up import grey
-from nf_multiscale import Cells, Model, Pixels
+from nf_multiscale import Cells, Layer, Model, Pixels
 
 STRANGE = 0.4  # how far random weights are from the untrained ones
 
@@ -101,15 +102,16 @@ def test_a_pixel_depends_on_those_before_it_alone(first):
 
 @torch.no_grad()
 def test_all_pixels_before_a_group_are_read():
-    """One changed pixel moves the next group of the grid: the last pixel too."""
+    """Where they are, not only which levels they have: two pixels exchange theirs."""
     model = randomised()
     places, x = order(model), images(3)[2:]
-    for changed, later in ((0, slice(192, 196)), (194, slice(195, 196)), (195, slice(196, 392)),
-                           (391, slice(392, 588)), (587, slice(588, 784))):
-        y = x.clone()
-        y[:, places[changed]] = 200 - y[:, places[changed]]
+    for last, later in ((3, slice(4, 8)), (191, slice(192, 196)), (195, slice(196, 392)),
+                        (391, slice(392, 588)), (587, slice(588, 784))):
+        pair = places[[last - 1, last]]
+        x[:, pair], y = torch.tensor([100.0, 200.0]).double(), x.clone()
+        y[:, pair] = x[:, pair.flip(0)]
         moved = (model.log_probs(x) - model.log_probs(y))[:, places[later]].abs() > 1e-12
-        assert moved.any(), changed
+        assert moved.any(), last
 
 
 @torch.no_grad()
@@ -126,18 +128,25 @@ def test_an_untrained_model_knows_the_training_images_levels():
 
 
 @torch.no_grad()
-def test_levels_the_image_has_shown_change_the_next_ones():
-    torch.manual_seed(0)
-    model = Model().double().eval()
-    for part in (model, *model.steps):
-        part.repeat += 1.0
-    x = images(3)[2:]
-    x[:, x[0] > 0] = 77
-    other = x.clone()
-    first = model.cells[:24].flatten()
-    other[:, first] += x[:, first] > 0  # 78 in the place of 77
-    ink = (x[0] > 0) & ~torch.isin(torch.arange(784), first)
-    assert (model.log_probs(x) - model.log_probs(other))[0, ink].mean() > 0.2
+def test_levels_shown_before_a_group_or_cell_raise_their_logits():
+    model, x = randomised(), images(3).long()
+    groups = [*model.cells.T, *model.fine[1:]]
+    repeats = [*model.repeat, *(step.repeat for step in model.steps)]
+    found = []
+
+    def couple(pixels, h, bias, indices):
+        found.append(bias)
+        return x[:, indices]
+
+    model.scan(couple, len(x), x)
+    before = model.cells[:30].flatten()  # the 31st cell
+    for i, (repeat, bias) in enumerate(zip(repeats, found, strict=True)):
+        if i >= 4:
+            before = torch.cat(groups[:i])
+        counts = torch.stack([torch.bincount(one[before], minlength=256) for one in x])
+        expected = repeat * (counts[:, 1:] + 1.0).log()
+        assert torch.allclose(bias[:, 30 if i < 4 else 0], expected), i
+        assert expected.std() > 0
 
 
 # An invertible map -------------------------------------------------------------------------------
@@ -230,6 +239,20 @@ def test_far_tails_stay_finite():
 # Parts -------------------------------------------------------------------------------------------
 
 @torch.no_grad()
+def test_a_layer_attends_as_the_library_does():
+    torch.manual_seed(0)
+    layer, h, seen = Layer(8).double(), torch.randn(2, 5, 8).double(), []
+    layer.mix = torch.nn.Identity()
+    layer.think = torch.nn.Identity()
+    layer.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    layer(h, [])
+    parts = layer.queries_keys_values(layer.attention_norm(h)).view(2, 5, 3, ms.HEADS, -1)
+    query, key, value = parts.permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert torch.allclose(seen[0] - h, expected.transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
 def test_cells_one_after_another_are_those_of_one_pass():
     """With the keys and values of the cells before; and each is read by all later ones."""
     torch.manual_seed(0)
@@ -273,6 +296,7 @@ def test_every_parameter_gets_a_gradient():
     model(images(4).float()).sum().backward()
     silent = [name for name, part in model.named_parameters() if not part.grad.any()]
     assert not silent, silent
+    assert model.embed.weight.grad[ms.LEVELS].any(), "what is outside has a code of its own"
 
 
 def test_regions_part_the_image():
