@@ -148,13 +148,13 @@ class Flow(nn.Module):
     def forward(self, z: Tensor, logdet: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
         """Apply all couplings to z (B, 784), logdet (B,) in nats; reverse undoes them."""
         first, ldj = self.layers[0], logdet
-        halves = [z[:, first.kept], z[:, first.changed]]  # each (B, 392)
+        halves = [z.index_select(1, half) for half in (first.kept, first.changed)]  # (B, 392)
         steps = list(enumerate(self.layers))
         for i, layer in reversed(steps) if reverse else steps:
             kept, changed = i % 2, (i + 1) % 2
             halves[changed], ldj = layer.halves(halves[kept], halves[changed], ldj, reverse)
         order = torch.cat((first.kept, first.changed)).argsort()
-        return torch.cat(halves, dim=1)[:, order], ldj  # (B, 784) and (B,)
+        return torch.cat(halves, dim=1).index_select(1, order), ldj  # (B, 784) and (B,)
 
 
 class Model(nn.Module):

@@ -73,7 +73,7 @@ class Split:
             return
         order = torch.randperm(len(self.images), generator=self.generator)
         for index in order.to(self.images.device).split(self.batch_size):
-            batch = self.images[index]  # (B, 784) uint8
+            batch = self.images.index_select(0, index)  # (B, 784) uint8
             yield self.pixels(self.augment(batch, self.generator) if self.augment else batch)
 
     def pixels(self, images: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class RandomShift(nn.Module):
         if self.share < 1:
             unmoved = torch.rand(len(x), generator=generator) >= self.share
             draw[unmoved] = len(self.moves) // 2  # the move by (0, 0)
-        return x.gather(1, self.moves[draw.to(x.device)]).reshape(shape)
+        return x.gather(1, self.moves.index_select(0, draw.to(x.device))).reshape(shape)
 
 
 def shift_table(pixels: int, side: int = 28) -> Tensor:
