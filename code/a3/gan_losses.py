@@ -128,7 +128,8 @@ class MinibatchDeviation(nn.Module):
             return h
         size = self.group if h.shape[-2] % self.group == 0 else h.shape[-2]
         groups = h.float().unflatten(-2, (-1, size))  # (..., B / size, size, F)
-        s = (groups.var(dim=-2, correction=0) + 1e-8).sqrt().mean(dim=-1, keepdim=True)
+        apart = groups - groups.mean(dim=-2, keepdim=True)
+        s = (apart.square().mean(dim=-2) + 1e-8).sqrt().mean(dim=-1, keepdim=True)
         return torch.cat((h, s.to(h).repeat_interleave(size, dim=-2)), dim=-1)
 
 
