@@ -25,11 +25,11 @@ from functools import partial
 from a3.cli import exit_with, flags, parse, positive_int, run_name, units
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a3.importance import importance_sampled_nll
 from a3.runs import Run, epoch_sum, images_in, one_cycle, random_stream
+from a3.speed import Dropout, binary_cross_entropy
 from a3.vae_figures import (
     Elbo,
     draw_moment,
@@ -76,8 +76,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     Returns:
         (..., B) nats.
     """
-    x = x.expand_as(logits)
-    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=-1)
+    return binary_cross_entropy(logits, x).sum(dim=-1)
 
 
 def gaussian_kls(mean: Tensor, log_std: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ class Encoder(nn.Module):
     def __init__(self, hidden_dim: int = 500, z_dim: int = 20, dropout: float = INPUT_DROPOUT):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(784, hidden_dim), nn.SiLU(),
             nn.Linear(hidden_dim, hidden_dim), nn.SiLU())
         self.head = nn.Linear(hidden_dim, 2 * z_dim)

@@ -7,6 +7,7 @@
     ranks             one training by several processes: shares of a batch, sums, restarts
     records           files written whole or not at all: JSON, CSV, with the commit
     devices           what the hardware is called, and good at
+    speed             cross-entropy and dropout, faster on a CPU
     fetch             data files: found or downloaded, verified, read
     figures           any curve, scatter plot or image grid
     latents           lines, arcs and grids in latent space

@@ -31,6 +31,7 @@ import datasets
 import study
 import vae_variants
 from a3 import cli, figures, judge_classifier, ranks, vae_objectives
+from a3.speed import Dropout
 from datasets import RandomShift
 from made_up import grey, seeded
 
@@ -74,7 +75,7 @@ def fix_noise(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(vae.VAE, "elbo_terms", lambda self, x, eps=None: elbo_terms(
         self, x, normal(x, self.z_dim) if eps is None else eps))
     patch.setattr(vae_objectives, "noise", lambda model, x: normal(x, model.z_dim))
-    patch.setattr(nn.Dropout, "forward", lambda self, x: x if not self.training else (
+    patch.setattr(Dropout, "forward", lambda self, x: x if not self.training else (
         x * (uniform(x, x.shape[1]) >= self.p) / (1 - self.p)))
     patch.setattr(nf.Model, "dequantize", lambda self, z, noise=None: (
         z + uniform(z, 784) if noise is None else dequantize(self, z, noise)))
