@@ -49,6 +49,7 @@ import a3_vae_template as vae
 import benchmark
 import datasets
 import evaluate
+import made_up
 import study
 import vae_variants
 import walks
@@ -486,6 +487,22 @@ def damaged_files(folder: Path, checkpoint: Path, number: int
                     return "\n" not in str(error)
 
             yield (f"{kind}{'_gz' * packed}", *each(number // 2, stored, look))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **made_up.own_arrays())
+    mine = folder / "mine.npz"
+    mine.write_bytes(packed.getvalue())
+    own, labels, _ = fetch.own_images(mine)
+
+    def look(damaged: bytes) -> bool:
+        mine.write_bytes(damaged)
+        try:  # here too the date and the like may be damaged
+            with contextlib.redirect_stdout(io.StringIO()):
+                found = fetch.own_images(mine)
+            return all(map(np.array_equal, (*found[0], *found[1]), (*own, *labels)))
+        except DataError as error:
+            return "\n" not in str(error)
+
+    yield ("npz", *each(number, packed.getvalue(), look))
     (judge,) = judge_classifier.WEIGHTS.glob("grey-*.pt")
     for kind, path, read in (("checkpoint", checkpoint, checkpoints.read),
                              ("judge", judge, read_judge)):

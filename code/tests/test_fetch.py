@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -430,10 +431,17 @@ def test_damaged_idx_files_are_refused_in_one_line(content, told, tmp_path):
     (b"PK\x03\x04 no", "cannot be read as an .npz"), (b"", "cannot be read as an .npz"),
     ({"x_train": OWN["train"]}, "has no array 'train', but x_train; expected train and test"),
     ({"train": np.array([None])}, "cannot be read as an .npz"),
+    (b"\x93NUMPY\1\0\4\0{\0(\0", "cannot be read as an .npz"),  # as train.npy
     ({**OWN, "train": OWN["train"] / 255}, "of float64, expected N x 28 x 28 of uint8")])
 def test_damaged_arrays_are_refused_in_one_line(content, told, tmp_path):
     file = tmp_path / "mine.npz"
-    np.savez(file, **content) if isinstance(content, dict) else file.write_bytes(content)
+    if isinstance(content, dict):
+        np.savez(file, **content)
+    elif b"NUMPY" in content:
+        with zipfile.ZipFile(file, "w") as package:
+            package.writestr("train.npy", content)
+    else:
+        file.write_bytes(content)
     with pytest.raises(DataError, match=told) as error:
         mnist(dataset=str(file))
     assert "\n" not in str(error.value)
