@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 import a3_nf_template as nf
 from a3.devices import float64
+from a3.nf_bits import spent_bits
 from a3.nf_figures import save_bits_maps, save_latent_figures, save_training_figures
 from a3.runs import Run, random_stream
 from datasets import RandomShift, mnist
@@ -349,35 +350,6 @@ class Model(nn.Module):
 
 
 # Main --------------------------------------------------------------------------------------------
-
-def regions(x: Tensor) -> dict[str, Tensor]:
-    """Return which pixels of x (B, 784) are background, edge or inside of a stroke.
-
-    Background and inside are where all 3 x 3 pixels around are blank, or none is.
-    """
-    ink = (x > 0).float().unflatten(1, (1, SIDE, SIDE))
-    any_ink = F.max_pool2d(ink, 3, 1, 1).flatten(1) > 0
-    all_ink = -F.max_pool2d(-F.pad(ink, (1, 1, 1, 1)), 3, 1).flatten(1) > 0
-    return {"background": ~any_ink, "edge": any_ink & ~all_ink, "inside": all_ink}
-
-
-@torch.no_grad()
-def spent_bits(log_probs: Callable[[Tensor], Tensor], data) -> tuple[Tensor, dict[str, float]]:
-    """Return where bits are spent: each pixel's average, (784,); each region's, an image.
-
-    Args:
-        log_probs: images (B, 784) to what each pixel adds to log p, (B, 784) nats.
-        data: a Split.
-    """
-    bits, by_region = torch.zeros(SIDE**2, dtype=torch.float64), {}
-    for x in data:
-        spent = -float64(log_probs(x)) / math.log(2)
-        bits += spent.sum(dim=0)
-        for region, chosen in regions(x).items():
-            by_region[region] = by_region.get(region, 0.0) + spent[chosen.cpu()].sum().item()
-    number = len(data.images)
-    return bits / number, {f"test_bits_{key}": value / number for key, value in by_region.items()}
-
 
 @torch.no_grad()
 def evaluate(run: Run, model: nn.Module, test) -> dict:

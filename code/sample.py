@@ -28,9 +28,10 @@ from torch import Tensor, nn
 import a3_gan_template as gan
 import a3_nf_template as nf
 from a3 import checkpoints, figures
+from a3.judge_trained import Trained
 from a3.records import REPOSITORY, report_folder, write_atomically
 from a3.runs import RunError, random_stream
-from evaluate import Trained, as_flow, as_gan, as_vae, load_gan, load_multiscale, load_nf
+from evaluate import as_flow, as_gan, as_vae, load_gan, load_multiscale, load_nf
 from nf_multiscale import Model as MultiscaleModel
 from vae_variants import build, trained_vae
 

@@ -53,6 +53,21 @@ class Estimate(NamedTuple):
         """Return the standard error of the average due to the choice of images."""
         return (self.nll.std() / math.sqrt(len(self.nll))).item()
 
+    def numbers(self, key: str, draws: int, nats_per_bit_per_dim: float) -> dict:
+        """Return average, errors and doubling, each in nats per image and in bits per dimension.
+
+        Args:
+            key: what the names of all begin with.
+            draws: how many there were for each image, also returned.
+        """
+        nats = {key: self.mean(), f"{key}_draw_error": self.draw_error(),
+                f"{key}_image_error": self.image_error(), f"{key}_doubling": self.doubling()}
+        numbers: dict = {f"{key}_draws": draws}
+        for name, value in nats.items():
+            numbers[f"{name}_nats"] = value
+            numbers[f"{name}_bits_per_dim"] = value and value / nats_per_bit_per_dim
+        return numbers
+
 
 @torch.no_grad()
 def importance_sampled_nll(log_weights: Callable[[Tensor, int], Tensor], batches, n_samples: int,

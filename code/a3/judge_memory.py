@@ -52,19 +52,27 @@ class Memory:
         return {"nearer_to_train_share": (ratios < self.threshold).float().mean().item(),
                 "nearest_train_ratio_median": ratios.median().item()}
 
+    def judged(self, kinds: dict[str, Tensor], filename: Path | None = None) -> dict[str, float]:
+        """Return the numbers of several kinds of images, and of the unseen ones.
 
-def save_ratios(rows: dict[str, dict[str, Tensor]], filename: Path) -> None:
-    """Plot the share of images below each ratio, a panel a model.
+        Args:
+            kinds: images (N, 784) by what the names of their numbers begin with; "": the samples.
+            filename: of a plot of the samples' ratios beside the unseen ones.
+        """
+        ratios = {kind: self.ratios(images) for kind, images in kinds.items()}
+        ratios["unseen_"] = self.unseen_ratios
+        if filename:
+            save_ratios({"samples": ratios[""], "unseen images": ratios["unseen_"]}, filename)
+        return {f"{kind}{key}": value for kind, some in ratios.items()
+                for key, value in self.numbers(some).items()}
 
-    Args:
-        rows: by model, the ratios of its samples and of unseen images.
-    """
-    with figures.canvas(filename, columns=len(rows), squeeze=False, sharey=True) as axes:
-        for axis, (name, ratios) in zip(axes[0], rows.items(), strict=True):
-            for (label, values), style in zip(ratios.items(), (figures.TRAIN, figures.VAL),
-                                              strict=True):
-                shares = torch.arange(1, len(values) + 1) / len(values)
-                axis.plot(values.sort().values, shares, label=label, **style)
-            axis.set(title=name, xlabel="nearest training / unseen", xlim=(0, None))
-        axes[0, 0].set(ylabel="share below")
-        axes[0, 0].legend(loc="upper left")
+
+def save_ratios(ratios: dict[str, Tensor], filename: Path) -> None:
+    """Plot the share of images below each ratio, a line for each of two kinds of images."""
+    with figures.canvas(filename, width=2.2, height=1.8) as axis:
+        for (label, values), style in zip(ratios.items(), (figures.TRAIN, figures.VAL),
+                                          strict=True):
+            shares = torch.arange(1, len(values) + 1) / len(values)
+            axis.plot(values.sort().values, shares, label=label, **style)
+        axis.set(xlabel="nearest training / unseen", ylabel="share below", xlim=(0, None))
+        axis.legend(loc="upper left")

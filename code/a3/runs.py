@@ -496,9 +496,8 @@ def finished_run(name: str, out: Path | None, script: str, flag: str) -> tuple[d
              **{f"--{key}": (record["flags"][key], state["flags"][key]) for key in same},
              **{key: (record.get(key, value), value) for key, value in last.items()
                 if key not in ("epoch", "seconds")}}
-    if "weights_sha256" in record:
-        pairs["weights"] = (record["weights_sha256"],
-                            checkpoints.weights_sha256(state["kept"]["model"]))
+    weights = checkpoints.weights_sha256(state["kept"]["model"])
+    pairs["weights"] = (record.setdefault("weights_sha256", weights), weights)
     if other := [key for key, (one, another) in pairs.items() if one != another]:
         raise RunError(f"'{results}' is not of '{checkpoint}' (they differ in "
                        f"{', '.join(other)}); write it anew with code/{script} --resume")

@@ -53,7 +53,15 @@ import made_up
 import study
 import vae_variants
 import walks
-from a3 import checkpoints, fetch, figures, judge_classifier, judge_metrics, vae_figures
+from a3 import (
+    checkpoints,
+    fetch,
+    figures,
+    judge_classifier,
+    judge_metrics,
+    judge_trained,
+    vae_figures,
+)
 from a3 import vae_monitors as monitors
 from a3.devices import usable_cores
 from a3.fetch import DataError
@@ -107,7 +115,7 @@ def make_small() -> None:
             (figures, "ZOOM", 1), (vae_figures, "MANIFOLD_SIDE", 4),
             (gan, "EVALUATION_SAMPLES", 300), (monitors, "EXAMINED_CODES", 20),
             (judge_classifier, "EPOCHS", 1), (judge_metrics, "SUBSETS", 5),
-            (evaluate, "MEMORY_SAMPLES", 40), (evaluate, "TIMED_SAMPLES", 50)):
+            (evaluate, "MEMORY_SAMPLES", 40), (judge_trained, "TIMED_SAMPLES", 50)):
         assert hasattr(module, name), name
         setattr(module, name, value)
     torch.set_num_threads(1)

@@ -3,11 +3,9 @@
 import json
 import math
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 import a3_gan_template as gan
@@ -16,11 +14,9 @@ import a3_vae_template as vae
 import evaluate
 import nf_multiscale
 import vae_variants
-from a3 import figures, judge_classifier, judge_metrics
-from a3.importance import Estimate
+from a3 import figures, judge_metrics, judge_trained
 from a3.judge_comparison import BETTER_HIGH
 from a3.runs import RunError
-from datasets import Split
 from helpers import SMALL_FLOW
 from made_up import SMOKE
 
@@ -30,16 +26,20 @@ SCRIPTS = {"vae": (vae, ["--zdim", "3", "--hidden_dim", "16"]),
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, request) -> tuple[dict, dict, list[str]]:
-    """Compare three tiny models twice, with other seeds and chunks; also return their flags."""
+def results(tmp_path_factory, request) -> tuple[dict, dict, dict, list[str]]:
+    """Compare tiny models, again with another seed and chunk, and then judge a VAE more.
+
+    Returns:
+        what the comparison said at these three times, and the flags.
+    """
     out = tmp_path_factory.mktemp("runs")
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)
-    for module, name, value in ((gan, "EVALUATION_SAMPLES", 300), (judge_classifier, "EPOCHS", 1),
-                                (judge_metrics, "SUBSETS", 10), (figures, "ZOOM", 1),
+    for module, name, value in ((gan, "EVALUATION_SAMPLES", 300), (judge_metrics, "SUBSETS", 10),
                                 *((nf_multiscale, *size) for size in SMALL_FLOW.items()),
-                                (nf_multiscale, "ROUND_TRIPS", 20),
-                                (evaluate, "TIMED_SAMPLES", 50)):
+                                (nf_multiscale, "ROUND_TRIPS", 20), (figures, "ZOOM", 1),
+                                (evaluate, "MEMORY_SAMPLES", 100),
+                                (judge_trained, "TIMED_SAMPLES", 50)):
         patch.setattr(module, name, value)
     flags = ["--dataset", "sample", "--device", "cpu", "--out", str(out), "--models", *SCRIPTS]
     for name, (script, own) in SCRIPTS.items():
@@ -49,36 +49,45 @@ def results(tmp_path_factory, request) -> tuple[dict, dict, list[str]]:
         flags += [f"--{name}", run.stem]
     small = [*flags, "--samples", "300", "--repeats", "2", "--iw_samples", "3"]
     one = evaluate.main([*small, "--nll_samples", "40", "--chunk", "40"])
-    seed(out, flags[flags.index("--vae") + 1])
-    other = evaluate.main([*small, "--nll_samples", "41", "--chunk", "7", "--seed", "7"])
-    return one, other, flags
+    again = [*small, "--nll_samples", "41", "--chunk", "7", "--seed", "7"]
+    other = evaluate.main(again)
+    later = evaluate.main([*again, "--only", seed(out, flags[flags.index("--vae") + 1])])
+    return one, other, later, flags
 
 
-def seed(out: Path, run: str, name: str | None = None) -> None:
-    """Give a finished run another name; by default that of a further seed of it."""
+def seed(out: Path, run: str, name: str | None = None) -> str:
+    """Give a finished run another name, and return it; by default that of a further seed."""
     name = name or f"{run}-seed1"
     shutil.copytree(out / "checkpoints" / run, out / "checkpoints" / name)
     shutil.copy(out / "results" / f"{run}.json", out / "results" / f"{name}.json")
+    return name
+
+
+def load(flags: list[str]) -> dict[str, dict[str, judge_trained.Trained]]:
+    """Load the models that are compared with these flags."""
+    args = evaluate.parse_args(flags)
+    return evaluate.load_models({name: getattr(args, name) for name in args.models}, args)
 
 
 def test_the_comparison_has_the_same_keys_for_all_and_is_written(results):
-    one, other, flags = results
+    one, other, later, flags = results
     out = evaluate.parse_args(flags).out
     assert {frozenset(one[name]) for name in (*SCRIPTS, "floor")} == {frozenset(one["vae"])}
     assert "vae_best" not in one, "it is not among --models"
     written = {json.dumps(json.loads(file.read_text())): file.stem
                for file in (out / "results").glob("comparison*.json")}
-    assert set(written) == {json.dumps(one), json.dumps(other)}
+    assert set(written) == {json.dumps(one), json.dumps(later)}
     drawn = {file.name for file in (out / "figures").glob("comparison*")}
-    assert drawn == {f"{name}-{figure}" for name in written.values()
-                     for figure in ("samples.png", "nearest.png", "walks.png", "memory.pdf",
-                                    "bits.pdf")}
+    figures = {f"{model}-{figure}" for model in SCRIPTS
+               for figure in ("samples.png", "nearest.png", "walk.png", "memory.pdf")}
+    figures |= {"real-samples.png", "nf-bits.pdf", "nf_multiscale-bits.pdf"}
+    assert drawn == {f"{name}-{figure}" for name in written.values() for figure in figures}
     assert one["gan"]["test_nll_nats"] is None and one["floor"]["test_nll_nats"] is None
     assert one["vae"]["test_nll_draws"] == 40 and other["vae"]["test_nll_draws"] == 41
 
 
 def test_other_seeds_and_chunks_agree_within_the_stated_errors(results):
-    one, other, _ = results
+    one, other, _, _ = results
     for name in ("vae", "nf"):
         error = math.hypot(*(row[name]["test_nll_draw_error_nats"] for row in (one, other)))
         difference = one[name]["test_nll_nats"] - other[name]["test_nll_nats"]
@@ -91,7 +100,7 @@ def test_other_seeds_and_chunks_agree_within_the_stated_errors(results):
 
 
 def test_real_images_beat_untrained_models_in_every_measure(results):
-    one, _, _ = results
+    one, *_ = results
     for name in SCRIPTS:
         for key, high in BETTER_HIGH.items():
             model, floor = one[name][key], one["floor"][key]
@@ -100,7 +109,7 @@ def test_real_images_beat_untrained_models_in_every_measure(results):
 
 
 def test_the_round_trips_are_those_of_their_models(results):
-    one, _, _ = results
+    one, *_ = results
     assert one["nf"]["round_trip_rms"] < 0.01 < one["vae"]["round_trip_rms"]
     assert one["nf_multiscale"]["round_trip_rms"] == 0, "whole numbers come back as they were"
     assert one["gan"]["round_trip_rms"] is None
@@ -108,9 +117,8 @@ def test_the_round_trips_are_those_of_their_models(results):
 
 def test_the_loaded_models_are_those_of_the_runs_in_eval_mode(results):
     """The likelihoods are reached again: the weights are those of the checkpoint."""
-    one, _, flags = results
-    args = evaluate.parse_args(flags)
-    models = {name: trainings[0] for name, trainings in evaluate.load_models(args).items()}
+    one, *_, flags = results
+    models = {name: model for name, runs in load(flags).items() for model in runs.values()}
     for name, model in models.items():
         assert isinstance(model.network, nn.Module) and not model.network.training, name
     assert one["vae"]["test_elbo_nats"] == models["vae"].results["test_elbo_nats"]
@@ -118,33 +126,6 @@ def test_the_loaded_models_are_those_of_the_runs_in_eval_mode(results):
     multiscale = models["nf_multiscale"].results["test_bits_per_dim"]
     assert math.isclose(one["nf_multiscale"]["test_bits_per_dim"], multiscale, rel_tol=1e-6)
     assert one["nf_multiscale"]["test_nll_nats"] is None, "it is exact, and no estimate"
-
-
-def test_the_terms_of_all_pixels_are_the_flows_density(results):
-    one, _, _ = results
-    torch.manual_seed(0)
-    model = nf.Model(n_flows=1, n_hidden=8).eval()
-    for part in model.parameters():
-        part.data += 0.1 * torch.randn_like(part)
-    x = torch.randint(0, 256, (3, 784)).float()
-    terms, whole = (work(torch.Generator().manual_seed(1)) for work in (
-        lambda noise: evaluate.pixel_terms(model, x, noise), lambda noise: model(x, noise)))
-    assert torch.allclose(terms.sum(dim=1), whole, rtol=1e-5)
-    for name in ("nf", "nf_multiscale"):
-        row = one[name]
-        spent = row["test_bits_background"] + row["test_bits_edge"] + row["test_bits_inside"]
-        assert math.isclose(spent / 784, row["test_bits_per_dim"], rel_tol=0.02)
-    assert one["vae"]["test_bits_edge"] is None
-
-
-def test_estimates_are_given_in_both_units():
-    nll = torch.full((4,), 784 * math.log(2) * 3, dtype=torch.float64)
-    estimate = Estimate(nll, torch.ones(4).double(), nll + 0.25)
-    row = evaluate.in_units(estimate, "test_nll", 5)
-    assert math.isclose(row["test_nll_bits_per_dim"], 3)
-    assert math.isclose(row["test_nll_draw_error_nats"], 0.5)
-    assert math.isclose(row["test_nll_doubling_nats"], 0.25)
-    assert row["test_nll_image_error_nats"] < 1e-9 and row["test_nll_draws"] == 5
 
 
 @pytest.mark.parametrize("wrong", [("--samples", "9"), ("--repeats", "0"), ("--vae", "../run")])
@@ -163,7 +144,7 @@ def test_a_missing_run_is_told_in_one_line(tmp_path):
 
 
 def test_a_run_of_another_script_is_refused_in_one_line(results):
-    flags = results[2]
+    flags = results[-1]
     runs = {name: flags[flags.index(f"--{name}") + 1] for name in SCRIPTS}
     for name, other in (("vae", "gan"), ("gan", "nf"), ("nf", "vae"), ("nf_multiscale", "nf")):
         script = Path(SCRIPTS[name][0].__file__).name
@@ -182,56 +163,81 @@ def test_a_run_of_grey_pixels_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_every_repeat_draws_the_real_images_anew_and_alike_for_all_models(monkeypatch):
-    """What the samples are measured against differs by repeat, and by nothing else."""
-    seen = []
-
-    def measure(images, real, digits, judges, noise):
-        assert len(images) == 15 and judges == ["ours", "another"]
-        assert all(torch.equal(real[0], one) for one in real)
-        seen.append(real[0])
-        return {"frechet_distance": 1.0, "coverage": 1.0}
-
-    monkeypatch.setattr(evaluate, "features", lambda classifier, images: images)
-    monkeypatch.setattr(evaluate, "measure_samples", measure)
-    images = torch.full((20, 784), 128, dtype=torch.uint8)
-    test = Split(images, None, labels=torch.zeros(20, dtype=torch.int64))
-    model = Namespace(draw=lambda number, noise: torch.rand(number, 784, generator=noise))
-    table = evaluate.compare_samples({"vae": 2 * [model]}, test, images / 255,
-                                     ["ours", "another"], Namespace(seed=1, samples=15, repeats=2))
-    assert (table["vae"]["trainings"], table["floor"]["trainings"]) == (2, 1)
-    assert len(seen) == 6 and not torch.equal(seen[0], seen[1])
-    for repeat in range(2):
-        for later in (seen[2 + repeat], seen[4 + repeat]):  # the other training, and the floor
-            assert torch.equal(seen[repeat], later)
+def test_where_bits_are_spent_adds_up(results):
+    one, *_ = results
+    for name in ("nf", "nf_multiscale"):
+        row = one[name]
+        spent = row["test_bits_background"] + row["test_bits_edge"] + row["test_bits_inside"]
+        assert math.isclose(spent / 784, row["test_bits_per_dim"], rel_tol=0.02)
+    assert one["vae"]["test_bits_edge"] is None
 
 
-def test_deviations_are_over_all_seeds_that_are_there(results, capsys):
-    one, other, _ = results
-    assert [row["vae"]["trainings"] for row in (one, other)] == [1, 2]
-    assert one["vae"]["frechet_distance_deviation"] is None
-    assert other["vae"]["frechet_distance_deviation"] == 0, "it is the same training twice"
-    assert other["gan"]["trainings"] == 1 and other["gan"]["frechet_distance_deviation"] is None
-    for row in (one["vae"], other["vae"], other["gan"], other["floor"]):
+# Trainings judged at different times -------------------------------------------------------------
+
+def test_a_training_judged_later_has_the_numbers_that_it_had_among_all(results):
+    """It is a copy of the first, so whatever differs would be of the order of judging."""
+    _, other, later, flags = results
+    run = flags[flags.index("--vae") + 1]
+    assert list(later["vae"]["by_run"]) == [run, f"{run}-seed1"]
+    first, second = later["vae"]["by_run"].values()
+    assert first == other["vae"]["by_run"][run]
+    same = {key for key, value in second["numbers"].items() if first["numbers"][key] == value}
+    assert second["numbers"].keys() - same <= {"milliseconds_per_1000_samples"}
+    assert {"frechet_distance", "nearer_to_train_share", "round_trip_rms"} <= same
+    assert not any(key.startswith("test_") for key in second["numbers"]), "it has no likelihood"
+    trained = json.loads((evaluate.parse_args(flags).out / f"results/{run}.json").read_text())
+    assert first["weights_sha256"] == second["weights_sha256"] == trained["weights_sha256"]
+    assert set(second["evaluated"]) == {"commit", "date", "device", "vector_instructions",
+                                        "threads"}
+
+
+def test_what_was_judged_before_stays_as_it_was(results):
+    _, other, later, _ = results
+    for name in ("gan", "nf", "nf_multiscale", "floor"):
+        assert later[name] == other[name], name
+    for key in ("seed", "samples", "nll_samples", "data", "classifier_sha256", "runs", "files",
+                "second_judge_ranks_alike"):
+        assert later[key] == other[key], key
+
+
+def test_deviations_are_over_all_seeds_that_have_been_judged(results):
+    _, other, later, _ = results
+    assert [row["vae"]["trainings"] for row in (other, later)] == [1, 2]
+    assert other["vae"]["frechet_distance_deviation"] is None
+    for key in ("frechet_distance", "nearer_to_train_share"):
+        assert later["vae"][f"{key}_deviation"] == 0, "it is the same training twice"
+    assert later["vae"]["test_nll_nats"] == other["vae"]["test_nll_nats"]
+    assert later["gan"]["trainings"] == 1 and later["gan"]["frechet_distance_deviation"] is None
+    for row in (other["vae"], later["vae"], later["gan"], later["floor"]):
         assert row["frechet_distance_sampling_deviation"] > 0
-    assert {one[name]["chosen_by"] for name in SCRIPTS} == {
+    assert {other[name]["chosen_by"] for name in SCRIPTS} == {
         evaluate.LIKELIHOOD, evaluate.CHOSEN_BY["gan"]}
 
 
+def test_only_runs_of_the_models_that_are_compared_are_judged(results):
+    *_, flags = results
+    with pytest.raises(RunError, match="^'--only vae-best': expected runs of the models that are "
+                                       "compared, vae-z3") as error:
+        evaluate.main([*flags, "--only", "vae-best"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(RunError, match="there is no finished run 'gan-.*-seed9'"):
+        evaluate.main([*flags, "--only", f"{flags[flags.index('--gan') + 1]}-seed9"])
+
+
 def test_a_missing_run_that_was_not_asked_for_is_left_out_with_a_line(results, capsys):
-    flags = results[2]
+    flags = results[-1]
     out = evaluate.parse_args(flags).out
     here = ["--device", "cpu", "--out", str(out)]
     with pytest.raises(RunError, match="no finished run to compare"):
-        evaluate.load_models(evaluate.parse_args(here))
+        load(here)
     seed(out, flags[flags.index("--gan") + 1], "gan")
-    assert list(evaluate.load_models(evaluate.parse_args(here))) == ["gan"]
+    assert list(load(here)) == ["gan"]
     assert "nf_multiscale: left out, since there is no finished run 'nf-multiscale'" in (
         capsys.readouterr().out)
 
 
 def test_the_floor_is_told_apart_into_files_and_number_of_images(results):
-    one, _, _ = results
+    one, *_ = results
     files = one["files"]
     assert files["images"] == 250, "half of the test images"
     for kind in ("", "random_"):
@@ -239,18 +245,3 @@ def test_the_floor_is_told_apart_into_files_and_number_of_images(results):
     assert one["samples"] == 300 and 0 <= one["second_judge_ranks_alike"] <= 1
 
 
-def test_other_files_show_beside_the_number_of_images(monkeypatch):
-    """Features are three pixels; the unseen images are two steps away from the test images."""
-    monkeypatch.setattr(evaluate, "features", lambda judge, images: judge * images[:, :3].double())
-    monkeypatch.setattr(evaluate, "bernoulli", lambda images, noise: images)
-    noise = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (4000, 784), generator=noise)
-    found = evaluate.shift_between_files(
-        Split(images, None), images[:3000] / 255 + 2, [1.0, 5.0],
-        Namespace(seed=0, samples=10_000, repeats=3))
-    assert found["images"] == 2000
-    assert found["frechet_distance_within_test"] < 0.01
-    assert math.isclose(found["frechet_distance_between_files"], 12, rel_tol=0.05)
-    variance = 3 * (255 / 256)**2 / 12  # of the three pixels, by which the other judge's is given
-    assert math.isclose(found["random_frechet_distance_between_files"], 12 / variance,
-                        rel_tol=0.1)

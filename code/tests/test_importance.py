@@ -100,3 +100,14 @@ def test_weights_of_any_size_are_finite():
         estimate = importance_sampled_nll(
             lambda x, n, shift=shift: log_weights(x, n) + shift, [X], 10, 5)
         assert math.isfinite(estimate.mean()) and math.isfinite(estimate.draw_error())
+
+
+def test_estimates_are_given_in_both_units():
+    unit = 784 * math.log(2)
+    nll = torch.full((4,), 3 * unit, dtype=torch.float64)
+    row = Estimate(nll, torch.ones(4).double(), nll + 0.25).numbers("test_nll", 5, unit)
+    assert math.isclose(row["test_nll_nats"], 3 * unit)
+    assert math.isclose(row["test_nll_bits_per_dim"], 3)
+    assert math.isclose(row["test_nll_draw_error_nats"], 0.5)
+    assert math.isclose(row["test_nll_doubling_nats"], 0.25)
+    assert row["test_nll_image_error_nats"] < 1e-9 and row["test_nll_draws"] == 5

@@ -299,16 +299,6 @@ def test_every_parameter_gets_a_gradient():
     assert model.embed.weight.grad[ms.LEVELS].any(), "what is outside has a code of its own"
 
 
-def test_regions_part_the_image():
-    x = torch.zeros(1, 28, 28)
-    x[0, 10:15, 10:15] = 200
-    found = {name: chosen.view(28, 28) for name, chosen in ms.regions(x.flatten(1)).items()}
-    assert found["inside"].nonzero().tolist() == [[i, j] for i in (11, 12, 13)
-                                                  for j in (11, 12, 13)]
-    assert found["edge"].sum() == 7 * 7 - 3 * 3
-    assert torch.equal(sum(part.int() for part in found.values()), torch.ones(28, 28).int())
-
-
 @torch.no_grad()
 def test_spent_bits_are_those_of_the_average_loss():
     model, data = randomised().float(), grey(50, batch_size=20)

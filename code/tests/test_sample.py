@@ -176,7 +176,7 @@ def test_a_run_on_ones_own_images_is_examined_on_them(trained, monkeypatch):
 def test_images_without_labels_are_not_compared(tmp_path, monkeypatch):
     arrays = {key: value for key, value in own_arrays().items() if "labels" not in key}
     folder = own_files(tmp_path / "mine", arrays)
-    monkeypatch.setattr(evaluate, "load_models", lambda args: {})
+    monkeypatch.setattr(evaluate, "load_models", lambda *_: {})
     with pytest.raises(RunError, match="mine': the judges know MNIST's digits alone"):
         evaluate.main(["--device", "cpu", "--dataset", str(folder), "--out", str(tmp_path)])
 

@@ -204,7 +204,7 @@ def test_importing_a_script_does_nothing():
 # Names of runs -----------------------------------------------------------------------------------
 
 NO_NUMBER = {"device", "data_root", "out", "resume", "save_interval", "jobs", "collect",
-             "npz", "export", "tensorboard"}  # change none
+             "npz", "export", "tensorboard", "only"}  # change none
 TRIED = ("2", "3", "20", "0.5", "cpu", "another", "mnist", "sample")
 
 

@@ -296,7 +296,7 @@ def test_the_comparison_measures_what_it_says(use, tmp_path, monkeypatch):
         script.main([*SMALL, *own, "--out", str(tmp_path)])
         (run,) = (tmp_path / "results").glob(f"{name}-*.json")
         flags += [f"--{name}", run.stem]
-    judges, original = [], evaluate.judge
+    judges, original = [], judge_comparison.judge
 
     def judge(kind, device):
         judges.append(kind)
@@ -310,7 +310,7 @@ def test_the_comparison_measures_what_it_says(use, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "Memory", memory)
     monkeypatch.setattr(evaluate, "MEMORY_SAMPLES", 40)
-    monkeypatch.setattr(evaluate, "judge", judge)
+    monkeypatch.setattr(judge_comparison, "judge", judge)
     monkeypatch.setattr(evaluate, "save_figures", lambda *_: None)
     before = evaluate.main(flags)
     assert judges == ["binary", "random"]  # what judges binary images has learnt from such
