@@ -24,7 +24,7 @@ RESULTS = """\
 | GAN, the course's plain recipe | Frechet distance | {gan-template.val_frechet_distance:.1f} | {gan-template.frechet_distance:.1f} |
 """  # noqa: E501
 
-# Measure, its key, decimals, whether the deviation over repeats is given.
+# Measure, its key, decimals, whether its deviation is given.
 MEASURES = [
     ("Frechet distance", "frechet_distance", ".2f", True),
     ("precision", "precision", ".3f", True), ("recall", "recall", ".3f", True),
@@ -71,16 +71,27 @@ def filled(template: str, values: dict) -> str:
 
 
 def comparison(record: dict) -> str:
-    """Return the table of the comparison, a row a measure; empty where a model has none."""
-    sets = f"mean ± deviation over {record['repeats']} sets of {record['samples']:,} samples"
+    """Return the table of the comparison, a row a measure; empty where a model has none.
+
+    The deviation is over trainings; where there is one, over the sets of samples.
+    """
     columns = {model: name for model, name in COLUMNS.items() if model in record}
-    lines = [f"| {sets} | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+    many = {model for model in columns if record[model].get("trainings", 1) > 1}
+    titles = [f"{name}, {record[model]['trainings']} trainings" if model in many else name
+              for model, name in columns.items()]
+    sets = f"over {record['repeats']} sets of {record['samples']:,} samples"
+    over = f"over trainings; of one training, {sets}" if many else sets
+    lines = [f"| mean ± deviation {over} | {' | '.join(titles)} |",
+             "|---" * (len(columns) + 1) + "|"]
     for name, key, decimals, deviates in MEASURES:
         cells = []
         for row in (record[model] for model in columns):
             cell = "" if row[key] is None else format(row[key], decimals)
-            if deviates:
-                cell += f" ± {format(row[f'{key}_deviation'], decimals)}"
+            deviation = row.get(f"{key}_deviation")
+            if deviation is None:
+                deviation = row.get(f"{key}_sampling_deviation")
+            if deviates and deviation is not None:
+                cell += f" ± {format(deviation, decimals)}"
             cells.append(cell)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

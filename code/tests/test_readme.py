@@ -194,6 +194,19 @@ def test_another_result_changes_its_table_and_nothing_else(table, file, keys, tm
     assert line in changed.split(start)[1].split(end)[0].splitlines()
 
 
+def test_a_deviation_is_over_trainings_or_of_a_single_one_over_its_draws():
+    readme = module("readme")
+    keys = {key: 2.0 for _, key, _, _ in readme.MEASURES} | {"parameters": 2}
+    row = {**keys, "trainings": 3, **{f"{key}_deviation": 0.5 for key in keys},
+           **{f"{key}_sampling_deviation": 0.25 for key in keys}}
+    single = {**row, "trainings": 1, **{f"{key}_deviation": None for key in keys}}
+    table = readme.comparison({"repeats": 4, "samples": 1000, "vae": row, "floor": single})
+    title, _, first, *_ = table.splitlines()
+    assert title == ("| mean ± deviation over trainings; of one training, over 4 sets of 1,000 "
+                     "samples | VAE, 3 trainings | floor |")
+    assert first == "| Frechet distance | 2.00 ± 0.50 | 2.00 ± 0.25 |"
+
+
 def test_the_table_of_the_soak_has_what_was_tried_and_lost(tmp_path):
     results = shutil.copytree(REPORT / "results", tmp_path / "results")
     groups = list(module("readme").TRIED)
