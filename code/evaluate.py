@@ -67,8 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add(f"--{name}", type=run_label, default=run, metavar="RUN",
             help=f"finished run of {what}")
     add("--only", nargs="+", type=run_label, default=None, metavar="RUN",
-        help="judge these runs alone; keep what the comparison has of others, as --models names "
-             "them")
+        help="runs to judge alone, such as gan or gan-seed1; the numbers of others are kept")
     add("--nll_samples", type=positive_int, default=5000, metavar="K",
         help="importance samples for each image's likelihood under the VAE")
     add("--iw_samples", type=positive_int, default=16, metavar="K",
@@ -306,13 +305,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     file = out / "results" / f"{name}.json"
     settings = {**{key: getattr(args, key) for key in SETTINGS}, **exam.facts,
                 "data": {"name": data.source.name, "sha256": data.source.sha256}}
-    if args.only:
+    floor, files = exam.floor(), exam.files()
+    if args.only:  # as late as possible: another process may have written by now
         judged = merged(judged, file, settings, names)
-    rows = rows_of(judged, exam.floor())
+    rows = rows_of(judged, floor)
     alike = agreement({key: rows[key] for key in judged})
     if alike is not None:
         print(f"the second judge ranks {alike:.0%} of the pairs of models alike")
-    results = write_record(file, args.device, **rows, **settings, files=exam.files(),
+    results = write_record(file, args.device, **rows, **settings, files=files,
                            second_judge_ranks_alike=alike,
                            runs={key: names[key] for key in judged})
     print(f"done: {file}, figures in {out / 'figures'}")

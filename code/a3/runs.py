@@ -466,7 +466,7 @@ class Run:
 
 
 def finished_run(name: str, out: Path | None, script: str, flag: str) -> tuple[dict, dict]:
-    """Return the checkpoint of a finished run, and its results.
+    """Return the checkpoint of a finished run, and its results, with the hash of its weights.
 
     Args:
         out: the ``--out`` of the run.
