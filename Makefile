@@ -1,6 +1,6 @@
 # make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
 # make test       2 min: install, then run the tests
-# make models     90 min: the full runs of the three models
+# make models     70 min: the full runs of the three models
 # make variants   102 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
 # make compare    16 min, after make models and make variants: all compared on held-out data
 # make study      55 min: the VAE in all its variants

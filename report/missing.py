@@ -18,7 +18,7 @@ RUNS = {
     "vae-z20-seed2": ("code/a3_vae_template.py --seed 2", 3),
     "vae-z2": ("code/a3_vae_template.py --zdim 2", 3),
     "nf": ("code/a3_nf_template.py", 9),
-    "gan": ("code/a3_gan_template.py", 37),
+    "gan": ("code/a3_gan_template.py", 17),
     "gan-template": ("code/a3_gan_template.py --recipe template", 30),
     "vae-best": ("code/vae_variants.py --recipe best", 16),
     "nf-multiscale": ("code/nf_multiscale.py", 85),
