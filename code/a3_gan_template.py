@@ -33,7 +33,7 @@ from a3.gan_figures import (
     save_training_figures,
     save_update,
 )
-from a3.gan_losses import LOSSES, MinibatchDeviation, penalties, right_share
+from a3.gan_losses import LOSSES, MinibatchDeviation, output, penalties, right_share
 from a3.judge_classifier import judge, judge_samples
 from a3.runs import Run, RunError, epoch_sum, images_in, one_cycle, random_stream
 from datasets import RandomShift, mnist
@@ -79,10 +79,10 @@ def measures(loss: str, d_loss: Tensor, g_loss: Tensor, real_a: Tensor, fake_a: 
              after_a: Tensor) -> Tensor:
     """Return the MEASURES of a batch, summed over its images, and their number, (7,).
 
-    Losses are without penalty.
+    Losses are without penalty; D's outputs are probabilities or scores, as the objective has it.
     """
     right = right_share(loss, real_a, fake_a)
-    outputs = [a.sigmoid().mean() for a in (real_a, fake_a, after_a)]
+    outputs = [output(loss, a).mean() for a in (real_a, fake_a, after_a)]
     means = (d_loss, g_loss, *outputs, right, torch.ones_like(d_loss))
     return len(real_a) * torch.stack(means).detach()
 

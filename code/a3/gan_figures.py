@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from a3 import figures
+from a3.gan_losses import AT_REST, PROBABILITIES
 from a3.judge_classifier import classify
 from a3.judge_metrics import nearest
 from a3.latents import line_and_arc, slerp
@@ -21,18 +23,21 @@ def grey(images: Tensor) -> Tensor:
 
 
 def save_loss_plot(history: Sequence[dict], loss: str, filename: Path) -> None:
-    """Plot losses and D's outputs; for the default loss mark their values where p_g = p_data."""
-    unit = " [nats]" if loss in ("nonsaturating", "minimax") else ""
-    panels = [(("d_loss", "$L_D$"), ("g_loss", "$L_G$"), f"loss{unit}"),
-              (("d_real", "$D(x)$"), ("d_fake", "$D(G(z))$"), "mean output of $D$")]
-    references = [((math.log(4), "log 4"), (math.log(2), "log 2")), ((0.5, "1/2"),)]
+    """Plot losses and D's outputs; mark their values where p_g = p_data, if there is only one."""
+    known = loss in PROBABILITIES
+    panels = [(("d_loss", "$L_D$"), ("g_loss", "$L_G$"), "loss [nats]" if known else "loss"),
+              (("d_real", "$D(x)$"), ("d_fake", "$D(G(z))$"),
+               "mean output of $D$" if known else "mean score of $D$")]
+    *losses, output = AT_REST[loss]
+    names = {math.log(4): "log 4", math.log(2): "log 2", -math.log(2): "$-$log 2"}
     with figures.canvas(filename, columns=2) as axes:
-        for axis, (*curves, label), levels in zip(axes, panels, references, strict=True):
+        for axis, (*curves, label), levels in zip(axes, panels, (losses, [output]), strict=True):
             for (key, name), style in zip(curves, (figures.VAL, figures.TRAIN), strict=True):
                 axis.plot([row[key] for row in history], label=name, **style)
-            for level, name in levels if loss == "nonsaturating" else ():
+            for level in (one for one in levels if one is not None):
                 axis.axhline(level, color="0.4", linewidth=0.6, linestyle=":")
-                axis.annotate(name, (len(history) - 1, level), fontsize=7, ha="right", va="bottom")
+                axis.annotate(names.get(level, str(Fraction(level))), (len(history) - 1, level),
+                              fontsize=7, ha="right", va="bottom")
             axis.set_ylabel(label)
             figures.epochs(axis)
             axis.legend()

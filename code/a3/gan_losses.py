@@ -6,6 +6,7 @@ probability of being real. Hinge, least squares and Wasserstein use the logit it
 sigmoid of it then means nothing.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -77,6 +78,11 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, fake: Tensor
     return ((gradient.norm(dim=1) - 1) ** 2).mean()
 
 
+def output(loss: str, a: Tensor) -> Tensor:
+    """Return D's output as its objective reads it: a probability, or the score a itself."""
+    return a.sigmoid() if loss in PROBABILITIES else a
+
+
 def right_share(loss: str, real_a: Tensor, fake_a: Tensor) -> Tensor:
     """Return the share of images that D takes for what they are, by the middle of its logits.
 
@@ -140,4 +146,14 @@ LOSSES = {
     "hinge": (hinge_discriminator_loss, critic_generator_loss),
     "least_squares": (least_squares_discriminator_loss, least_squares_generator_loss),
     "wasserstein": (critic_loss, critic_generator_loss),
+}
+PROBABILITIES = ("nonsaturating", "minimax")  # the objectives of D = sigmoid(a), in nats
+# Where p_g = p_data and D is the best against it: the losses of D and G, and D's output; None
+# where that leaves D's scores open.
+AT_REST = {
+    "nonsaturating": (math.log(4), math.log(2), 0.5),
+    "minimax": (math.log(4), -math.log(2), 0.5),
+    "hinge": (2.0, None, None),
+    "least_squares": (1 / 4, 1 / 8, 0.5),
+    "wasserstein": (0.0, None, None),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -95,6 +96,40 @@ def test_the_accuracy_of_d_is_by_the_middle_of_its_objective(loss, right):
     real_a, fake_a, zero = torch.full((4, 1), 0.6), torch.full((4, 1), 0.4), torch.tensor(0.0)
     sums = [gan.measures(loss, zero, zero, real_a, fake_a, fake_a)]
     assert gan.averages(loss, sums).get("d_accuracy") == right
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_outputs_are_probabilities_where_the_objective_is_of_them_and_scores_elsewhere(loss):
+    real_a, fake_a, after_a = (torch.full((4, 1), a) for a in (1.5, -2.0, -0.25))
+    sums = [gan.measures(loss, torch.tensor(3.0), torch.tensor(5.0), real_a, fake_a, after_a)]
+    read = torch.sigmoid if loss in ("nonsaturating", "minimax") else torch.clone
+    expected = {"d_loss": 3.0, "g_loss": 5.0, "d_real": read(real_a[0]).item(),
+                "d_fake": read(fake_a[0]).item(), "d_fake_after": read(after_a[0]).item()}
+    found = gan.averages(loss, sums)
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("loss", "levels"), [
+    ("nonsaturating", [["log 4", "log 2"], ["1/2"]]), ("hinge", [["2"], []]),
+    ("minimax", [["log 4", "$-$log 2"], ["1/2"]]), ("wasserstein", [["0"], []]),
+    ("least_squares", [["1/4", "1/8"], ["1/2"]])])
+def test_the_plot_marks_what_its_own_objective_has_at_rest(loss, levels, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    keys = ("d_loss", "g_loss", "d_real", "d_fake")
+    history = [{key: i + epoch for i, key in enumerate(keys)} for epoch in (0.25, 0.5)]
+    gan_figures.save_loss_plot(history, loss, tmp_path / "losses.pdf")
+    at_rest = dict(zip(levels[0] + levels[1], filter(
+        lambda one: one is not None, gan_losses.AT_REST[loss]), strict=True))
+    for axis, names, shown in zip(drawn, levels, (keys[:2], keys[2:]), strict=True):
+        curves, marks = axis.lines[:2], axis.lines[2:]
+        assert [list(line.get_ydata()) for line in curves] == [
+            [row[key] for row in history] for key in shown]
+        assert [text.get_text() for text in axis.texts] == names
+        assert [line.get_ydata()[0] for line in marks] == [at_rest[name] for name in names]
+    units = loss in ("nonsaturating", "minimax")
+    assert [axis.get_ylabel() for axis in drawn] == [
+        "loss [nats]" if units else "loss", f"mean {'output' if units else 'score'} of $D$"]
 
 
 def test_a_critic_is_recorded_without_an_accuracy(tmp_path):

@@ -38,6 +38,18 @@ def test_the_other_losses_by_hand(loss, d_value, g_value):
     assert math.isclose(g_loss(fake_a), g_value, rel_tol=1e-6)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_at_rest_d_does_its_best_against_images_that_are_like_the_real_ones(loss):
+    """D then gives both the same score; all scores that are as good are tried."""
+    d_loss, g_loss = LOSSES[loss]
+    scores = torch.arange(-300, 301, dtype=torch.float64)[:, None] / 100
+    values = torch.stack([d_loss(a, a) for a in scores])
+    best = scores[values < values.min() + 1e-9]
+    expected = (values.min(), *((of(best[:1]).item() if len(best) == 1 else None) for of in (
+        g_loss, lambda a: gan_losses.output(loss, a))))
+    assert gan_losses.AT_REST[loss] == pytest.approx(expected, abs=1e-9)
+
+
 @pytest.mark.parametrize("logit", [-20.0, -5.0])
 def test_the_minimax_gradient_vanishes_where_d_rejects_and_the_other_does_not(logit):
     a = torch.tensor([[logit]], dtype=torch.float64, requires_grad=True)
