@@ -185,6 +185,18 @@ def test_the_courses_recipe_has_a_constant_rate_and_draws_from_the_generator(tmp
     assert torch.equal(model.generator.net[0].weight, seen[1])
 
 
+def test_the_recipes_are_those_of_the_committed_runs():
+    """Results name a recipe: with another number in it, they would be of another one."""
+    shared = {"epochs": 200, "precision": "float32", "group": 0, "r1": (0.0, 1)}
+    assert {
+        "default": {"epochs": 100, "precision": "auto", "lr": 5e-4, "one_cycle": True,
+                    "betas": (0.0, 0.999), "shift": 1, "ema": 0.999, "group": 16, "r1": (0.02, 4)},
+        "cycle": {**shared, "lr": 5e-4, "one_cycle": True, "betas": (0.5, 0.999), "shift": 1,
+                  "ema": 0.999},
+        "template": {**shared, "lr": 2e-4, "one_cycle": False, "betas": (0.9, 0.999), "shift": 0,
+                     "ema": None}} == gan.RECIPES
+
+
 def test_samples_between_epochs_change_nothing_that_is_trained(tmp_path):
     plain, often = (one_epoch("default", tmp_path, *argv)[0]
                     for argv in ([], ["--save_interval", "1"]))
@@ -205,10 +217,18 @@ def test_d_sees_real_and_generated_images_apart_each_among_its_own():
 
 
 def test_every_so_many_updates_pay_the_gradient_penalty_for_all(monkeypatch):
-    weights = []
-    monkeypatch.setattr(gan, "penalties", lambda *arguments: weights.append(arguments[-1]) or 0.0)
-    gan.train(pixels(80, batch_size=16), **players(), r1=(0.5, 3))
+    weights, images = [], []
+
+    def penalties(loss, critic, x, fake, weight):
+        images.append((x, fake))
+        return weights.append(weight) or 0.0
+
+    monkeypatch.setattr(gan, "penalties", penalties)
+    data = pixels(80, batch_size=16)
+    gan.train(data, **players(), r1=(0.5, 3))
     assert weights == [1.5, 0.0, 0.0, 1.5, 0.0]
+    for batch, (x, fake) in zip(data, images, strict=True):
+        assert torch.equal(x, batch) and not torch.equal(fake, batch) and not fake.requires_grad
     model = GAN(8, recipe="default")
     optimizer = gan.optimizers(model, gan.parse_args(["--device", "cpu", "--recipe", "default"]))
     weights.clear()

@@ -44,10 +44,11 @@ def test_at_rest_d_does_its_best_against_images_that_are_like_the_real_ones(loss
     d_loss, g_loss = LOSSES[loss]
     scores = torch.arange(-300, 301, dtype=torch.float64)[:, None] / 100
     values = torch.stack([d_loss(a, a) for a in scores])
-    best = scores[values < values.min() + 1e-9]
-    expected = (values.min(), *((of(best[:1]).item() if len(best) == 1 else None) for of in (
-        g_loss, lambda a: gan_losses.output(loss, a))))
-    assert gan_losses.AT_REST[loss] == pytest.approx(expected, abs=1e-9)
+    best, value = scores[values < values.min() + 1e-9], values.min().item()
+    others = None, None
+    if len(best) == 1:
+        others = g_loss(best).item(), gan_losses.output(loss, best).item()
+    assert gan_losses.AT_REST[loss] == pytest.approx((value, *others), abs=1e-9)
 
 
 @pytest.mark.parametrize("logit", [-20.0, -5.0])
@@ -76,6 +77,19 @@ def test_the_gradient_penalty_of_a_linear_critic_is_that_of_its_weight():
     penalty.backward()
     expected = 2 * (norm - 1) * critic.weight.detach() / norm
     assert torch.allclose(critic.weight.grad, expected)
+
+
+def test_the_gradient_penalty_is_taken_between_the_images_each_at_a_point_of_its_own():
+    """Of a quadratic critic the gradient is the image: here t e_1, t the share on the way."""
+    x, fake = torch.zeros(4000, 784), torch.eye(784)[:1].expand(4000, -1)
+    seen = []
+    penalty = gan_losses.gradient_penalty(
+        lambda y: (seen.append(y.detach()), 0.5 * (y**2).sum(dim=1, keepdim=True))[1], x, fake)
+    share = seen[0][:, 0]
+    assert torch.equal(seen[0][:, 1:], x[:, 1:]) and share.unique().numel() > 3900
+    for moment in (1, 2):  # uniform on [0, 1)
+        assert abs((share**moment).mean() - 1 / (moment + 1)) < 0.03
+    assert torch.allclose(penalty, ((share - 1) ** 2).mean())
 
 
 def test_r1_of_a_linear_critic_is_half_its_squared_weight_and_pulls_it_to_zero():

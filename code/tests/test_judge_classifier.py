@@ -83,6 +83,20 @@ def test_judges_are_made_anew_beside_the_committed_ones(tmp_path, monkeypatch):
         assert torch.allclose(value, weights[2][name], atol=1e-3), "seed 0, and no training"
 
 
+def test_a_judge_learns_from_the_images_that_it_will_see_in_another_order_each_time(monkeypatch):
+    monkeypatch.setattr(judge, "EPOCHS", 2)
+    data, seen = labelled(60), []
+    data.batch_size = 60
+    network = judge.DigitClassifier()
+    network.register_forward_pre_hook(lambda _, given: seen.append((network.training, given[0])))
+    judge.fit(network, data)
+    (mode, one), (_, other) = seen
+    assert mode and not torch.equal(one, other) and not torch.equal(one, data.images / 255)
+    for batch in (one, other):
+        assert torch.equal(batch.sum(dim=1).sort().values,
+                           (data.images / 255).sum(dim=1).sort().values)
+
+
 def distances() -> list[float]:
     """Return Frechet distances of 2,000 digits from paler ones, by two judges."""
     images = sample_digits(Path(), download=False)[0][0] / 255
@@ -121,7 +135,7 @@ first_pixels.features = lambda x: x[:, :2]
 def test_samples_are_counted_by_digit_and_by_how_clear_they_are():
     samples = torch.zeros(1500, 784)  # more than a batch
     samples[:1200, 3] = 100.0  # clearly 3
-    samples[1200:, 7] = 1.0  # rather 7
+    samples[1200:, 7] = 4.0  # rather 7, with probability 0.86
     row = judge.judge_samples(first_pixels, samples, *torch.rand(2, 500, 784))
     assert row["class_shares"] == pytest.approx([0, 0, 0, 0.8, 0, 0, 0, 0.2, 0, 0])
     assert (row["classes_found"], row["smallest_class_share"]) == (2, 0)

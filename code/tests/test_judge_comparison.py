@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from a3 import judge_comparison as comparison
+from a3 import judge_metrics as metrics
 from a3.runs import RunError
 
 
@@ -16,10 +17,36 @@ def test_ranks_go_by_the_direction_of_the_measure_and_share_ties():
     table = {name: {**dict.fromkeys(comparison.BETTER_HIGH, value), "precision": 0.5}
              for name, value in (("vae", 1.0), ("gan", 2.0), ("nf", 3.0))}
     comparison.rank(table)
-    for key, ranks in {"recall": [3, 2, 1], "frechet_distance": [1, 2, 3],
+    high, low = [3, 2, 1], [1, 2, 3]
+    for key, ranks in {"recall": high, "density": high, "coverage": high, "clear_share": high,
+                       "frechet_distance": low, "random_frechet_distance": low,
+                       "kernel_distance": low, "class_divergence_nats": low,
                        "precision": [1, 1, 1]}.items():
         assert [table[name]["ranks"][key] for name in ("vae", "gan", "nf")] == ranks, key
     assert all(set(row["ranks"]) == set(comparison.BETTER_HIGH) for row in table.values())
+
+
+def test_every_judge_and_every_digit_is_measured_by_its_own(monkeypatch):
+    """The judges see other pixels; of 40 samples 30 are zeros and 10 ones, 30 of them clear."""
+    monkeypatch.setattr(comparison, "features", lambda judge, images: images[:, judge].double())
+    monkeypatch.setattr(comparison, "classify", lambda judge, images: (
+        images[:, 9].long(), 0.8 + 0.2 * (images[:, 9] == 0)))
+    noise = torch.Generator().manual_seed(0)
+    images, real = torch.randn(2, 40, 784, generator=noise)
+    images[:, 9] = torch.arange(40) % 4 == 0
+    ours, theirs = [0, 1, 2], [3, 4]
+    row = comparison.measure_samples(
+        images, [real[:, judge].double() for judge in (ours, theirs)], torch.arange(40) % 10,
+        [ours, theirs], noise)
+    variance = real[:, theirs].double().var(dim=0).sum().item()
+    distances = [metrics.frechet_distance(images[:, judge].double(), real[:, judge].double())
+                 for judge in (ours, theirs)]
+    assert row["frechet_distance"] == pytest.approx(distances[0])
+    assert row["random_frechet_distance"] == pytest.approx(distances[1] / variance)
+    assert row["class_divergence_nats"] == pytest.approx(
+        0.75 * math.log(7.5) + 0.25 * math.log(2.5))
+    assert row["class_shares"] == pytest.approx([0.75, 0.25, *[0] * 8])
+    assert row["clear_share"] == 0.75
 
 
 def test_means_and_deviations_are_over_repeats():

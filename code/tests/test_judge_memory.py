@@ -71,6 +71,15 @@ def test_unseen_images_are_not_taken_for_copies(memory):
     assert 0.8 < memory.unseen_ratios.median() < 1.1
 
 
+def test_every_second_unseen_image_gives_the_threshold_and_the_others_try_it():
+    torch.manual_seed(0)
+    images = torch.rand(4, 200, 784)
+    memory = Memory(*images[:3], torch.arange(784)[None])
+    ratios = memory.ratios(images[2])
+    assert torch.equal(memory.unseen_ratios, ratios[1::2])
+    assert memory.threshold == torch.quantile(ratios[::2], 0.01)
+
+
 def test_the_ratio_is_of_the_two_nearest_distances():
     train, unseen = torch.zeros(1, 784), torch.ones(1, 784)
     memory = Memory(train, unseen, torch.rand(4, 784), torch.arange(784)[None])

@@ -59,6 +59,14 @@ def test_samples_of_the_same_law_are_at_the_floor(clouds):
     assert abs(coverage - (1 - 0.5**metrics.NEIGHBOURS_COVERAGE)) < 0.02, coverage
 
 
+def test_the_number_of_samples_does_not_change_what_they_are_worth(clouds):
+    real, some = clouds["real"], clouds["same"][:500]
+    density, _ = metrics.density_coverage(some, real)
+    assert abs(density - 1) < 0.15, density
+    precision, _ = metrics.precision_recall(some, real)
+    assert abs(precision - metrics.precision_recall(clouds["same"], real)[0]) < 0.05
+
+
 def test_samples_elsewhere_are_neither_precise_nor_covering(clouds):
     real, away = clouds["real"], clouds["shifted"]
     assert max(*metrics.precision_recall(away, real), *metrics.density_coverage(away, real)) < 0.02

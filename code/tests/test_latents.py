@@ -1,5 +1,7 @@
 """Walks in latent space: norms, ends, and masses of the grid."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +40,13 @@ def test_slerp_goes_in_equal_angles():
     angles = torch.linspace(0, torch.pi / 2, 5)
     expected = torch.stack((angles.cos(), angles.sin()), dim=1)
     assert torch.allclose(slerp(start, end, 5), expected, atol=1e-6)
+
+
+def test_a_short_arc_is_still_an_arc():
+    angle = 0.05
+    start, end = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]]).double()
+    assert (slerp(start, end, 3).norm(dim=1) - 1).abs().max() < 1e-6
+    assert (lerp(start, end, 3).norm(dim=1) - 1).abs().max() > 1e-4
 
 
 def test_slerp_of_parallel_vectors_is_the_line():

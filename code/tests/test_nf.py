@@ -353,6 +353,21 @@ def test_decoding_a_code_gives_the_image_back():
     assert torch.equal(model.decode(z), x)
 
 
+@pytest.mark.parametrize("limit", [1.0, 1e9])
+def test_an_update_follows_the_gradient_of_the_mean_loss_up_to_its_limit(limit, monkeypatch):
+    monkeypatch.setattr(nf, "MAX_GRADIENT_NORM", limit)
+    model, data = randomised(Model(n_flows=1, n_hidden=16)).float().train(), grey(16)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    (-seeded(model, data.images.float()).mean()).backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    norm = nn.utils.get_total_norm(gradients)
+    assert norm > 2
+    seeded(nf.epoch_iter, model, data, torch.optim.SGD(model.parameters(), lr=1.0))
+    for old, gradient, new in zip(before, gradients, model.parameters(), strict=True):
+        step = gradient * min(1.0, limit / norm)
+        assert torch.allclose(old - new, step, rtol=1e-2, atol=1e-3 * step.abs().max().item())
+
+
 def test_training_lowers_the_loss_on_a_fixed_batch():
     torch.manual_seed(0)
     model, data = Model(n_flows=1, n_hidden=32), grey(32, batch_size=32)

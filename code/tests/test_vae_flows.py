@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from a3.vae_flows import CodeFlow
+from a3.vae_flows import SCALE_LIMIT, CodeFlow
 
 
 def randomised(flow: CodeFlow) -> CodeFlow:
@@ -39,6 +39,15 @@ def test_a_context_changes_the_map_and_is_shared_by_draws():
         alone, alone_ldj = flow(z[draw], context)
         assert torch.allclose(out[draw], alone) and torch.allclose(ldj[draw], alone_ldj)
     assert not torch.allclose(out, flow(z, context + 1)[0])
+
+
+def test_no_coupling_scales_a_code_by_more_than_its_limit():
+    flow = randomised(CodeFlow(4, 2))
+    for coupling in flow.layers:
+        coupling.last.weight.data *= 1e3
+    z = torch.randn(50, 4, dtype=torch.float64)
+    for sign in (flow(z)[1], -flow.inverse(z)[1]):  # two couplings, each of two dimensions
+        assert SCALE_LIMIT < sign.abs().max() <= 4 * SCALE_LIMIT
 
 
 def test_it_starts_as_the_identity_and_has_none_with_no_layers():

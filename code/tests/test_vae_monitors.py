@@ -96,9 +96,11 @@ def test_all_images_are_examined_and_codes_from_the_whole_split():
 
     model = Namespace(gaussian=lambda x: (x[:, :2], torch.zeros(len(x), 2), x),
                       terms=lambda x, eps: Namespace(z=x[:, :2]),
-                      posterior=lambda mean, features: (mean, None), log_posterior=log_posterior)
+                      posterior=lambda mean, features: (0.0 * mean, None),
+                      log_posterior=log_posterior)
     images = (torch.arange(10_000) // 40).to(torch.uint8)[:, None].expand(-1, 784)
-    monitors.check_codes(model, Split(images, None), 1.0, 200.0)
+    health = monitors.check_codes(model, Split(images, None), 1.0, 200.0)
+    assert health.active_units == 0, "the flow of the posterior makes all codes alike"
     codes = torch.cat([rows for rows, _ in seen])
     assert len(codes) == monitors.EXAMINED_CODES
     for _, x in seen:
