@@ -23,7 +23,15 @@ import torch
 from a3 import checkpoints, cli, figures, records, runs
 from a3.fetch import Source
 from a3.records import write_atomically
-from a3.runs import Interrupted, Run, RunError, finished_run, one_cycle, random_stream
+from a3.runs import (
+    Interrupted,
+    Run,
+    RunError,
+    epoch_sum,
+    finished_run,
+    one_cycle,
+    random_stream,
+)
 from helpers import arguments
 
 SOURCE = Source("bmnist", "test images", "0" * 64)
@@ -695,6 +703,12 @@ def test_only_a_cycle_with_momentum_touches_it(cycle_momentum):
     assert optimizer.param_groups[0]["betas"] == ((0.95, 0.9) if cycle_momentum else (0.5, 0.9))
     momenta = {momentum for _, momentum in rates_of(optimizer, 30)}
     assert (momenta == {0.5}) == (not cycle_momentum), momenta
+
+
+def test_the_sums_of_an_epoch_lose_nothing_to_single_precision():
+    values = [torch.tensor([2.0**24, 1.0]), torch.tensor([1.0, 2.0])]
+    assert epoch_sum(values).tolist() == [2**24 + 1, 3]
+    assert epoch_sum([2**24, 1]).dtype == torch.float64
 
 
 def test_streams_of_different_uses_differ_and_repeat():

@@ -184,6 +184,7 @@ def test_evaluation_drops_no_pixels():
     model, x = VAE(hidden_dim=30, z_dim=4), binary(16).images.float()
     assert not torch.equal(model.train().encoder(x)[0], model.encoder(x)[0])
     assert torch.equal(model.eval().encoder(x)[0], model.encoder(x)[0])
+    assert torch.equal(model.code(x), model.encoder(x)[0]), "the code of an image is q's mean"
 
 
 def test_training_is_in_half_precision_if_asked_and_validation_never():

@@ -202,6 +202,23 @@ def test_the_gan_plays_with_normal_noise_and_training_images(use, digits, tmp_pa
     assert not {x.numpy().tobytes() for x in grey[1]} & own
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_the_learning_rate_falls_over_the_whole_training(name, use, tmp_path, monkeypatch):
+    class Begun(Exception):
+        """Ends the run where the schedule is made."""
+
+    def one_cycle(optimizer, updates, **_):
+        raise Begun(updates)
+
+    use()
+    script, flags = RUNS[name]
+    loop = {vae_variants: vae, nf_multiscale: nf}.get(script, script)
+    monkeypatch.setattr(loop, "one_cycle", one_cycle)
+    with pytest.raises(Begun) as begun:
+        script.main([*SMALL, *flags, "--epochs", "5", "--out", str(tmp_path)])
+    assert begun.value.args == (5 * 3,), "96 images in batches of 32"
+
+
 @pytest.mark.parametrize("recipe", gan.RECIPES)
 def test_a_recipe_is_what_the_game_is_played_with(recipe, use, tmp_path, monkeypatch):
     use()
