@@ -174,6 +174,8 @@ def test_the_average_follows_the_weights_and_gets_its_own_statistics(recipe, bet
     before_norm = generator.net[:3](z)  # up to the first batch normalisation
     assert torch.allclose(generator.net[3].running_mean, before_norm.mean(0), atol=1e-4)
     assert generator is average
+    expected = gan_figures.grey(generator.sample(25, random_stream(3, "figures")))
+    assert torch.equal(gan_figures.draw_moment(model, 3)["samples"], expected)
 
 
 def test_the_courses_recipe_has_a_constant_rate_and_draws_from_the_generator(tmp_path):

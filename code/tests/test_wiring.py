@@ -222,8 +222,8 @@ def test_the_learning_rate_falls_over_the_whole_training(name, use, tmp_path, mo
 @pytest.mark.parametrize("recipe", gan.RECIPES)
 def test_a_recipe_is_what_the_game_is_played_with(recipe, use, tmp_path, monkeypatch):
     use()
-    chosen, models, players = gan.RECIPES[recipe], [], []
-    original = gan.fit
+    chosen, models, players, judged = gan.RECIPES[recipe], [], [], []
+    original, evaluate_run = gan.fit, gan.evaluate
 
     def fit(run, model, data, optimizer):
         models.append(model)
@@ -231,8 +231,11 @@ def test_a_recipe_is_what_the_game_is_played_with(recipe, use, tmp_path, monkeyp
         original(run, model, data, optimizer)
 
     monkeypatch.setattr(gan, "fit", fit)
+    monkeypatch.setattr(gan, "evaluate", lambda run, generator, *rest: judged.append(generator)
+                        or evaluate_run(run, generator, *rest))
     numbers_of(gan, [*RUNS["gan"][1], "--recipe", recipe], tmp_path)
     (model,) = models
+    assert judged == [model.average.module if chosen["ema"] else model.generator]
     moves = (2 * chosen["shift"] + 1) ** 2
     assert len(model.discriminator.net[0].moves) == moves
     assert model.discriminator.net[5].group == chosen["group"]
