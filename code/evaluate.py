@@ -19,6 +19,7 @@ samples has a name of its own. Figures and likelihoods are of the run without a 
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from a3.cli import exit_with, parse, positive_int, run_label, run_name, seed_int, tool_flags, whole
@@ -90,12 +91,13 @@ def load_vae(run: str, args: argparse.Namespace) -> Trained:
 
 
 def load_gan(run: str, args: argparse.Namespace) -> Trained:
-    """Return the GAN's generator, the averaged one if the recipe has it."""
+    """Return the GAN's generator, the averaged one if the recipe has it, and its rival."""
     state, results = finished_run(run, args.out, "a3_gan_template.py", "latent_dim")
     flags = state["flags"]
     model = gan.GAN(flags["latent_dim"], flags["loss"], flags["recipe"])
     model.load_state_dict(state["kept"]["model"])
-    return as_gan(model.to(args.device).sampler(flags["seed"]), results, args)
+    trained = as_gan(model.to(args.device).sampler(flags["seed"]), results, args)
+    return replace(trained, discriminator=model.discriminator.eval())
 
 
 def load_nf(run: str, args: argparse.Namespace) -> Trained:

@@ -146,7 +146,7 @@ def unpack(packed: Tensor, network: nn.Module) -> None:
 
 
 def export(run: str, trained: Trained, device: str) -> Path:
-    """Write a run's weights, and list them in the README beside them.
+    """Write a run's weights, of a GAN both networks', and list them in the README beside them.
 
     Returns:
         the file.
@@ -158,6 +158,8 @@ def export(run: str, trained: Trained, device: str) -> Path:
     rounded = as_trained(network, stored, argparse.Namespace(device=device))
     _, images = draw(rounded, REMEMBERED, 0, 1.0, device)
     stored["images"] = (255 * images).round().to(torch.uint8)
+    if trained.discriminator is not None:
+        stored["discriminator"] = pack(trained.discriminator)
     checkpoints.save(stored, file := WEIGHTS / f"{run}.pt")
     list_weights()
     return file

@@ -29,6 +29,7 @@ class Trained:
         draw: (n, generator) to n grey images, (n, 784) in [0, 1]; the VAE gives its means.
         codes: images (B, 784) in 0..255 to codes, or None where the model has no encoder.
         decode: codes to grey images in [0, 1].
+        discriminator: of a GAN, in eval mode.
     """
 
     results: dict
@@ -36,6 +37,7 @@ class Trained:
     draw: Callable[[int, torch.Generator], Tensor]
     codes: Callable[[Tensor], Tensor] | None
     decode: Callable[[Tensor], Tensor]
+    discriminator: nn.Module | None = None
 
 
 def cost(model: Trained, noise: torch.Generator, device: str) -> dict:

@@ -209,7 +209,8 @@ def test_weights_alone_draw_what_the_checkpoint_does_but_for_their_16_bits(
         if value.is_floating_point():
             assert value.dtype == torch.float32
             assert torch.equal(value, full[name].bfloat16().float()), name
-    number = sum(value.numel() for value in sample.floats(small))
+    parts = [small] if kind != "gan" else [small, gan.GAN(8, recipe="default").discriminator]
+    number = sum(value.numel() for part in parts for value in sample.floats(part))
     assert file.stat().st_size < 2 * number + 20_000, "16 bits each, and 16 small images"
     first = drawn(run, tmp_path / "fresh", "--npz")[1]
     assert first.parent == tmp_path / "fresh/figures"
@@ -219,6 +220,17 @@ def test_weights_alone_draw_what_the_checkpoint_does_but_for_their_16_bits(
     assert stored["weights_sha256"] == record["weights_sha256"]
     assert hashlib.sha256(file.read_bytes()).hexdigest() in readme
     assert f"report/results/{run}.json | `code/sample.py {run} --export`" in readme
+
+
+def test_a_gan_is_exported_with_its_discriminator(trained, weights):
+    out, runs = trained
+    file = sample.main([runs["gan"], "--export", "--device", "cpu", "--out", str(out)])
+    state = checkpoints.read(out / "checkpoints" / runs["gan"] / "last.pt")
+    packed = gan.GAN(8, recipe="default").discriminator.requires_grad_(False)
+    sample.unpack(checkpoints.load(file)["discriminator"], packed)
+    for name, value in packed.state_dict().items():
+        full = state["kept"]["model"][f"discriminator.{name}"]
+        assert torch.equal(value, full.bfloat16().float()), name
 
 
 def check_weights(file: Path, readme: str, results: Path) -> None:
