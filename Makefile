@@ -7,6 +7,7 @@
 # make bench      8 min: training speed against the bare matrix products
 # make soak       15 min: kills, full disks, damaged files, absurd flags, and what was lost by them
 # make demonstrations   17 s: the small experiments of the report
+# make page       4 s: report/explore.html, the trained models to play with in a browser
 # make report     run what has no results yet, which it lists first, then make pdf
 # make pdf        compile the report from figures and results as they are; needs LaTeX
 # make check      go through the assignment's questions: is everything there, and good enough?
@@ -21,8 +22,8 @@ PY := $(VENV)/bin/python
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint models variants compare study bench soak demonstrations report pdf check readme \
-        submission clean
+.PHONY: demo test lint models variants compare study bench soak demonstrations page report pdf check \
+        readme submission clean
 .NOTPARALLEL:
 
 # A half-finished installation leaves no mark, so that the next call begins it again.
@@ -78,6 +79,9 @@ soak: $(VENV)/installed
 # The small experiments of the report.
 demonstrations: $(VENV)/installed
 	$(PY) report/demonstrations.py
+
+page: $(VENV)/installed
+	$(PY) report/page.py
 
 # What has no results yet, and nothing else, is run.
 report: $(VENV)/installed
