@@ -21,6 +21,8 @@
     judge_metrics     distances between two sets of features
     judge_comparison  the comparison's table: all measures, over repeats, ranks
     judge_memory      whether samples are copies of training images
+    judge_trained     a trained model of any kind, as those see it who judge it or draw from it
+    nf_bits           where a flow spends its bits
 
 Nothing here imports a script or ``datasets``: images are handed in. This file refuses an old
 Python: the scripts and the report's tools import it, the Makefile runs it.

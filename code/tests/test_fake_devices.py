@@ -19,9 +19,10 @@ import nf_multiscale
 import sample
 import vae_variants
 import walks
-from a3 import figures, judge_metrics, nf_figures, vae_figures, vae_monitors
+from a3 import figures, judge_metrics, judge_trained, nf_figures, vae_figures, vae_monitors
 from a3.runs import Interrupted
 from fake_device import machine_with
+from helpers import SMALL_FLOW
 from made_up import own_arrays
 
 SMALL = ["--dataset", "mnist", "--epochs", "1", "--batch_size", "16"]
@@ -58,10 +59,8 @@ def machine(request):
                 (vae_monitors, "EXAMINED_CODES", 8), (judge_metrics, "SUBSETS", 2),
                 (gan, "EVALUATION_SAMPLES", 30), (gan, "update_bn", few_for_statistics),
                 (nf_figures, "TEMPERATURES", (0.5,)), (walks, "PATH_DRAWS", 2),
-                (nf_multiscale, "ROUND_TRIPS", 4), (nf_multiscale, "COARSE", 8),
-                (nf_multiscale, "FINE", 8), (nf_multiscale, "COARSE_BLOCKS", 1),
-                (nf_multiscale, "FINE_BLOCKS", 1), (evaluate, "TIMED_SAMPLES", 10),
-                (nf_multiscale.MaskedMLP.__init__, "__defaults__", (49,)),  # hidden units
+                *((nf_multiscale, *size) for size in SMALL_FLOW.items()),
+                (nf_multiscale, "ROUND_TRIPS", 4), (judge_trained, "TIMED_SAMPLES", 10),
                 (evaluate, "MEMORY_SAMPLES", 12)):
             patch.setattr(module, name, value)
         yield request.param

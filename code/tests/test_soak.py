@@ -18,7 +18,7 @@ def test_damaged_files_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints/test/last.pt"
     found = {kind: (number, troubles) for kind, number, troubles in soak.damaged_files(
         tmp_path, path, 20)}
-    assert set(found) == {"idx", "idx_gz", "amat", "amat_gz", "checkpoint", "judge"}
+    assert set(found) == {"idx", "idx_gz", "amat", "amat_gz", "npz", "checkpoint", "judge"}
     assert not any(troubles for _, troubles in found.values()), found
     assert sum(number for number, _ in found.values()) >= 80
 
