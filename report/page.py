@@ -1,8 +1,9 @@
 """Write explore.html: the trained models to play with, in one file that makes no request.
 
 The parts of the page are in report/explore/. It holds the networks of code/weights/ that it knows,
-8 bits a weight, and what was measured of them on test images (code/weights/explore.npz). A panel
-whose weights are missing is left out. So a fresh clone, without data, writes the same page.
+8 bits a weight (16 where that is too few), and what was measured of them on test
+images (code/weights/explore.npz). A panel whose weights are missing is left out. So a fresh clone,
+without data, writes the same page.
 
     python report/page.py                # 4 s: report/explore.html; or make page
     python report/page.py --measure      # after weights have changed: measures them first
@@ -41,6 +42,9 @@ PAGE = sources.REPORT / "explore.html"
 SCRIPTS = ("networks.js", "state.js", "paint.js", "pen.js", "map.js", "digit.js", "gan.js",
            "flow.js", "main.js")
 MEASURED = sample.WEIGHTS / "explore.npz"
+# With 8 bits in these too, -ELBO moves by up to 8 nats: images share a place on the map.
+FINE = {("vae-z2", f"{layer}.weight") for layer in ("encoder.body.3", "decoder.net.2")}
+SMALL = 20_000  # numbers; a matrix of fewer has 16 bits as well, which costs little
 LARGEST = 10_000_000  # bytes of the page
 IMAGES = 16  # test images to begin with, among them the first of each digit
 NLL_DRAWS = 200  # importance samples for each test image
@@ -124,33 +128,36 @@ def discriminator_of(stored: dict) -> gan.Discriminator:
 
 # Packing -----------------------------------------------------------------------------------------
 
-def quantized(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a matrix (R, C) as whole numbers in -127..127, int8, and a scale a row, (R,).
+def quantized(matrix: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Return a matrix (R, C) as whole numbers of a signed type, and a scale a row, (R,).
 
-    Each row's largest value is 127 times its scale, so an error is at most half of the scale.
+    Each row's largest value is the type's largest times its scale, so an error is at most half of
+    the scale.
     """
-    scale = np.abs(matrix).max(axis=1) / np.float32(127)
+    scale = np.abs(matrix).max(axis=1) / np.float32(np.iinfo(dtype).max)
     divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
-    return np.rint(matrix / divisor).astype(np.int8), scale.astype("<f4")
+    return np.rint(matrix / divisor).astype(dtype), scale.astype("<f4")
 
 
 def packed(networks: dict[str, Arrays]) -> tuple[dict, bytes]:
-    """Return the shapes by network and name, and one block: all floats, then all whole numbers.
+    """Return the shapes by network and name, and one block: floats, 16-bit and 8-bit numbers.
 
-    A matrix gives a row of scales to the floats, any other array itself.
+    A matrix gives a row of scales to the floats, and the bytes of a number to its shape; any other
+    array gives itself.
     """
-    floats, whole = [], []
-    for arrays in networks.values():
-        for value in arrays.values():
+    floats, whole, shapes = [], {"<i2": [], "i1": []}, {}
+    for network, arrays in networks.items():
+        shapes[network] = {key: list(value.shape) for key, value in arrays.items()}
+        for key, value in arrays.items():
             if value.ndim == 2:
-                numbers, scale = quantized(value)
-                whole.append(numbers.tobytes())
+                kind = "<i2" if (network, key) in FINE or value.size < SMALL else "i1"
+                numbers, scale = quantized(value, np.dtype(kind))
+                whole[kind].append(numbers.tobytes())
                 floats.append(scale.tobytes())
+                shapes[network][key].append(numbers.itemsize)
             else:
                 floats.append(value.astype("<f4").tobytes())
-    shapes = {name: {key: list(value.shape) for key, value in arrays.items()}
-              for name, arrays in networks.items()}
-    return shapes, b"".join(floats + whole)
+    return shapes, b"".join(floats + whole["<i2"] + whole["i1"])
 
 
 def deflated(block: bytes) -> str:

@@ -184,8 +184,8 @@ def test_the_page_computes_what_pytorch_does(browser, tmp_path, monkeypatch):
 
 # The committed page ------------------------------------------------------------------------------
 
-# How far 8 bits a weight may move the numbers: kind by kind, as PYTORCH gives them.
-TOLERANCES = {"vae-z2": [0.1, 0.1, 0.3, 0.2, 4], "vae-z20": [0.1, 0.1, 0.1, 0.2, 4],
+# How far rounded weights may move the numbers: kind by kind, as PYTORCH gives them.
+TOLERANCES = {"vae-z2": [0.02, 0.02, 0.1, 0.05, 1], "vae-z20": [0.1, 0.05, 0.1, 0.2, 1],
               "gan": [0.2, 0.2], "nf-multiscale": [0.3, 0.5, 0.005, 0]}
 
 
@@ -217,7 +217,7 @@ def test_the_committed_page_is_that_of_the_committed_weights():
 
 
 @pytest.mark.parametrize("run", COMMITTED)
-def test_8_bits_a_weight_are_enough(run, committed, test_images):
+def test_the_bits_of_a_weight_are_enough(run, committed, test_images):
     apart = differences(run, COMMITTED[run], committed(), test_images)
     assert all(one <= most for one, most in zip(apart, TOLERANCES[run], strict=True)), apart
 
@@ -316,7 +316,7 @@ def test_a_panel_without_weights_is_left_out_and_says_so(browser, tmp_path, monk
 def test_a_quantized_number_is_within_half_a_step():
     matrix = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)).numpy()
     matrix[3] = 0
-    numbers, scale = page.quantized(matrix)
+    numbers, scale = page.quantized(matrix, np.int8)
     largest = np.abs(numbers).max(axis=1)
     assert numbers.dtype == np.int8 and (largest[matrix.any(axis=1)] == 127).all(), largest
     apart = np.abs(numbers * scale[:, None] - matrix).max(axis=1)

@@ -59,19 +59,22 @@ const fill = (n, draw) => Float64Array.from({ length: n }, draw);
 
 // Layers ------------------------------------------------------------------------------------------
 
-// Weights by network and name, from the page's block: all floats, then all 8-bit numbers, of which
-// each row of a matrix has a scale among the floats (report/page.py).
+// Weights by network and name, from the page's block: all floats, all 16-bit, all 8-bit numbers; each
+// row of a matrix of whole numbers has a scale among the floats (report/page.py).
 function readWeights(buffer, shapes) {
   const all = Object.values(shapes).flatMap(Object.values);
   const n = sum(all.map((shape) => shape[0])); // floats: rows of matrices, other arrays themselves
-  const floats = new Float32Array(buffer, 0, n), whole = new Int8Array(buffer, 4 * n);
-  let f = 0, w = 0;
-  const read = ([rows, columns]) => {
+  const long = sum(all.map(([rows, columns, bytes]) => (bytes === 2 ? rows * columns : 0)));
+  const floats = new Float32Array(buffer, 0, n);
+  const whole = { 2: new Int16Array(buffer, 4 * n, long), 1: new Int8Array(buffer, 4 * n + 2 * long) };
+  const next = { 2: 0, 1: 0 };
+  let f = 0;
+  const read = ([rows, columns, bytes]) => {
     const values = floats.subarray(f, f += rows);
     if (columns === undefined) return values;
-    const matrix = new Float32Array(rows * columns);
+    const matrix = new Float32Array(rows * columns), numbers = whole[bytes];
     for (let i = 0; i < rows; i++)
-      for (let j = i * columns; j < (i + 1) * columns; j++) matrix[j] = whole[w++] * values[i];
+      for (let j = i * columns; j < (i + 1) * columns; j++) matrix[j] = numbers[next[bytes]++] * values[i];
     return matrix;
   };
   return mapValues(shapes, (arrays) => mapValues(arrays, read));
