@@ -40,7 +40,7 @@ from datasets import RandomShift, mnist
 
 EVALUATION_SAMPLES = 10_000
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake", "d_fake_after", "d_accuracy")
-# Ours, ours without the last two, the course's: flags; one-cycle rate; Adam's betas; shift of
+# Ours, our earlier one, the course's: three flags; one-cycle rate; Adam's betas; shift of
 # D's images in pixels; decay of G's average; images whose deviation D sees; R1: weight, interval.
 RECIPES = {
     "default": {"epochs": 100, "precision": "auto", "lr": 5e-4, "one_cycle": True,
@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None = None):
     add("--latent_dim", type=units, default=100, metavar="D", help="dimensions of z")
     add("--loss", choices=LOSSES, default="nonsaturating", help="objectives of D and G")
     add("--recipe", choices=RECIPES, default="default",
-        help="ours, ours without group and R1, or the course's; sets --n_epochs, --lr and more")
+        help="ours, our earlier one or the course's; sets --n_epochs, --precision, --lr and more")
     add("--save_interval", type=positive_int, default=None, metavar="N",
         help="also write 25 samples every N updates (None: never)")
     return parse(parser, argv, defaults)

@@ -12,9 +12,9 @@ Every training is judged alone, and its numbers are kept by the name of its run.
 deviations are over a run and its further seeds, <run>-seed1, ...; the deviation by the draws of
 samples has a name of its own. Figures and likelihoods are of the run without a further seed.
 
-    python code/evaluate.py                     # after the full runs: 16 min on 2 cores
+    python code/evaluate.py                     # after the full runs: about an hour on 2 cores
     python code/evaluate.py --models vae gan nf      # the assignment's three
-    python code/evaluate.py --only gan-seed1    # this run now; what is there of others stays
+    python code/evaluate.py --only gan-seed1    # this run; others with the same settings stay
 """
 
 import argparse
@@ -68,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add(f"--{name}", type=run_label, default=run, metavar="RUN",
             help=f"finished run of {what}")
     add("--only", nargs="+", type=run_label, default=None, metavar="RUN",
-        help="runs to judge alone, such as gan or gan-seed1; the numbers of others are kept")
+        help="runs to judge alone, such as gan or gan-seed1; others with the same settings stay")
     add("--nll_samples", type=positive_int, default=5000, metavar="K",
         help="importance samples for each image's likelihood under the VAE")
     add("--iw_samples", type=positive_int, default=16, metavar="K",
@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--samples", type=whole(10, 100_000), default=10_000, metavar="N",
         help="samples of each model in a repeat")
     add("--repeats", type=whole(1, 1000), default=4, metavar="R",
-        help="sets of samples, over which mean and deviation are taken")
+        help="sets of samples, over which each training's numbers are averaged")
     add("--seed", type=seed_int, default=42, help="seed of samples, noise and binarization")
     return parse(parser, argv)
 

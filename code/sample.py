@@ -4,7 +4,7 @@ Codes are drawn from the prior on the CPU, times the temperature: below 1 they l
 middle, and images are more typical and more alike. Of a VAE the means are shown.
 
 A run that is not on this disk is drawn from its committed weights in code/weights/, if it has
-some: 16 bits each (bfloat16, in which networks are trained, too), computed with in float32.
+some: 16 bits each (bfloat16, to which they are rounded), computed with in float32.
 
     python code/sample.py                       # of the run vae-z20
     python code/sample.py gan --seed 1 --temperature 0.7 --npz

@@ -2,7 +2,7 @@
 # Sends independent trainings to a Slurm cluster, a job each; further options are sbatch's:
 #
 #   bash code/slurm.sh study --partition=cpu    # a case of the study a job, then study.py --collect
-#   bash code/slurm.sh seeds --partition=gpu    # the models, their recipes, with three more seeds
+#   bash code/slurm.sh seeds --partition=gpu    # the three models, the plain GAN, the best VAE, with three more seeds
 #
 # A job that is stopped or requeued goes on from its last epoch when it is sent again.
 #SBATCH --cpus-per-task=2 --mem=4G --time=06:00:00 --requeue --output=study/slurm-%A-%a.log

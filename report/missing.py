@@ -23,8 +23,8 @@ RUNS = {
     "vae-best": ("code/vae_variants.py --recipe best", 16),
     "nf-multiscale": ("code/nf_multiscale.py", 85),
     "vae-z20-walk": ("code/walks.py", 1),
-    "comparison": ("code/evaluate.py", 16),
-    "study": ("code/study.py", 55),
+    "comparison": ("code/evaluate.py", 60),
+    "study": ("code/study.py", 240),
     "benchmark": ("code/benchmark.py", 8),
     "demonstrations": ("report/demonstrations.py", 1),
 }

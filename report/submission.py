@@ -23,13 +23,14 @@ LEFT_OUT = (".*", "data", "checkpoints", "demo", "study", "*-partial-*", "*-part
             "*.gz", "*.npz", "*.pt", "*.pth", "venv", "env", "__pycache__", "*.pyc", "*.tmp",
             "build", "*.aux", "*.bbl", "*.blg", "*.fdb_latexmk", "*.fls", "*.log", "*.out",
             "*.synctex*", "numbers.tex")
+JUDGES = f"weights/*-{8 * '[0-9a-f]'}.pt"  # but these are read, and cannot be made again alike
 LONGEST = 50  # letters of a name; file systems allow 255 bytes with all that is added
 
 
 def files(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder that belong to a submission."""
     for path in sorted(folder.iterdir()):
-        if not any(path.match(pattern) for pattern in LEFT_OUT):
+        if path.match(JUDGES) or not any(path.match(pattern) for pattern in LEFT_OUT):
             if path.is_dir() and not path.is_symlink():
                 yield from files(path)
             elif path.is_file():

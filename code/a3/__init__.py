@@ -16,10 +16,10 @@
     vae_objectives    what else than the ELBO a VAE can be trained on
     vae_flows         couplings of codes, for posterior and prior
     vae_monitors      posterior collapse and information overload
-    gan_losses        losses of D and G, gradient penalty
+    gan_losses        losses of D and G, penalties, minibatch deviation
     judge_classifier  the networks that judge samples: digits, features
     judge_metrics     distances between two sets of features
-    judge_comparison  the comparison's table: all measures, over repeats, ranks
+    judge_comparison  the comparison's table: all measures, over trainings, ranks
     judge_memory      whether samples are copies of training images
     judge_trained     a trained model of any kind, as those see it who judge it or draw from it
     nf_bits           where a flow spends its bits

@@ -69,7 +69,8 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, fake: Tensor
     """Return E[(|grad a(y)| - 1)^2], y uniform between x and fake (Gulrajani et al. 2017, eq. 3).
 
     Args:
-        critic: images (B, 784) to scores (B, 1), each of its own image only.
+        critic: images (B, 784) to scores (B, 1), each of its own image; with MinibatchDeviation
+            also of its group's, and the gradient is that of all their sum.
         x, fake: (B, 784) real and generated images.
     """
     share = torch.rand(len(x), 1, dtype=x.dtype, device=x.device)
@@ -115,8 +116,8 @@ class MinibatchDeviation(nn.Module):
 
         s = mean over features f of sqrt(var_group(h_f) + 1e-8)
 
-    A generator that leaves out a class, or draws one image again and again, then shows in every
-    group (Karras et al. 2018, "Progressive growing of GANs", section 3). So D(x) is the answer
+    A generator that varies too little, or draws one image again and again, then shows in its
+    groups (Karras et al. 2018, "Progressive growing of GANs", section 3). So D(x) is the answer
     for an image *among others*: of one alone, or of copies, s is (nearly) 0.
 
     Args:

@@ -41,7 +41,7 @@ class Exam:
 
     Args:
         test: (M, 784) grey values in [0, 1], with their digits, (M,).
-        unseen: (K, 784), likewise, which neither judges nor models were trained on.
+        unseen: (K, 784), likewise; neither the judges nor the GANs and flows were trained on them.
         binary: makes grey images binary, drawing from a generator.
         args: the flags ``seed``, ``samples`` (in a repeat), ``repeats`` and ``device``.
 

@@ -35,7 +35,7 @@ function flowPanel(flow, test, testBits) {
     }
   }
 
-  // Bits of background, edge and inside of strokes: regions in code/nf_multiscale.py.
+  // Bits of background, edge and inside of strokes: regions in code/a3/nf_bits.py.
   function where(x, bits) {
     const spent = { background: 0, edge: 0, inside: 0 };
     for (let i = 0; i < PIXELS; i++) {

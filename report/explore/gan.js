@@ -9,7 +9,8 @@ function ganPanel(gan, test) {
   const blend = (z, share, other, rest) => z.map((value, i) => share * value + rest * other[i]);
   const asGrey = (image) => image.map((value) => (value + 1) / 2);
 
-  // On the circle of two noises: A at 0 degrees, B where their angle is, as slerp in a3/latents.py.
+  // On the circle of two noises: A at 0 degrees, B where their angle is, as slerp in a3/latents.py does
+  // for noises of equal length; the length changes in proportion.
   function circle(a, b) {
     const angle = Math.acos(sum(a.map((value, i) => value * b[i])) / length(a) / length(b));
     const at = (t) => { // t = 0 is A, 1 is B, the length in proportion
@@ -125,8 +126,8 @@ function ganPanel(gan, test) {
       `D, the probability that an image is real, of ${GROUP} test images and ${GROUP} samples. `
       + "D judges an image among others: one of its features is how much a group differs. "
       + `So your digit is put among ${GROUP - 1} test images, and the sample among ${GROUP - 1} samples. `
-      + "D learnt to tell this generator, while it was trained, from MNIST, and is calibrated "
-      + "against it alone: of a shoe it knows nothing.";
+      + "D learnt to tell from MNIST the generator in training, of which this one is an average, "
+      + "and means something against it alone: of a shoe it knows nothing.";
   }
 
   const dial = $("dial");
