@@ -2,8 +2,8 @@
 # make test       2 min: install, then run the tests
 # make models     70 min: the full runs of the three models
 # make variants   102 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
-# make compare    about an hour, after make models and make variants: all compared on held-out data
-# make study      some 4 h: the VAE in all its variants
+# make compare    60 min, after make models and make variants: all compared on held-out data
+# make study      240 min: the VAE in all its variants
 # make bench      8 min: training speed against the bare matrix products
 # make soak       15 min: kills, full disks, damaged files, absurd flags, and what was lost by them
 # make demonstrations   17 s: the small experiments of the report
