@@ -21,7 +21,7 @@ RUNS = {
     "gan": ("code/a3_gan_template.py", 17),
     "gan-template": ("code/a3_gan_template.py --recipe template", 30),
     "vae-best": ("code/vae_variants.py --recipe best", 16),
-    "nf-multiscale": ("code/nf_multiscale.py", 85),
+    "nf-multiscale": ("code/nf_multiscale.py", 87),
     "vae-z20-walk": ("code/walks.py", 1),
     "comparison": ("code/evaluate.py", 60),
     "study": ("code/study.py", 240),
