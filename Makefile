@@ -1,5 +1,5 @@
 # make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
-# make test       2 min: install, then run the tests
+# make test       3 min: install, then run the tests
 # make models     70 min: the full runs of the three models
 # make variants   104 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
 # make compare    60 min, after make models and make variants: all compared on held-out data
@@ -43,7 +43,7 @@ demo: $(VENV)/installed
 	@echo "The figures and numbers of the full runs are in report/figures and report/results."
 
 test: $(VENV)/installed
-	$(PY) -m pytest -c code/pyproject.toml -n 2 --dist loadfile code/tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -c code/pyproject.toml -n 2 --dist loadfile code/tests
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check --no-cache code
