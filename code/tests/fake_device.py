@@ -6,7 +6,8 @@
 What the real device refuses is refused here with PyTorch's own words: operations on tensors of two
 devices, a generator of another device, NumPy without ``cpu()``, on Apple's GPUs (mps) float64, a
 checkpoint loaded without ``map_location``. What is drawn on the device comes from random numbers
-of its own. Its kernels are the CPU's: speed, rounding and missing operations are not played.
+of its own. One rule is ours: an update, which records gradients, moves nothing between devices.
+Its kernels are the CPU's: speed, rounding and missing operations are not played.
 """
 
 import contextlib
@@ -173,8 +174,8 @@ class Machine(TorchFunctionMode):
         layout = {key: kwargs[key] for key in ("memory_format",) if key in kwargs}
         if there == isinstance(x, OnDevice):
             return Tensor.to(x, kind, **layout)
-        if x.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError("no gradient passes between devices here")
+        assert not (x.requires_grad and torch.is_grad_enabled()), (
+            "an update moves a tensor between devices, where all of it should be on one")
         if there:
             return OnDevice(Tensor.to(x.detach(), kind, copy=True, **layout))
         return Tensor.to(x.held, kind, copy=True, **layout)
