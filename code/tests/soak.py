@@ -682,6 +682,7 @@ SOAK: list[Soak] = []  # one, made before the processes are forked
 def main(argv: Sequence[str] | None = None) -> dict:
     """Do all trials, print what was tried and what was lost, and write soak.json."""
     args, begun = parse_args(argv), time.time()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     report = report_folder(args.out)
     make_small()
     counts, kinds, lost = Counter(), Counter(), Counter()
