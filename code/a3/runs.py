@@ -361,7 +361,7 @@ class Run:
             write_json(self.results / f"{self.name}.json", results)
             Run.unfinished = None
             checkpoints.disown(self.checkpoint.parent)
-        print(f"done: {self.results / self.name}.json, figures in {self.folder}", flush=True)
+            print(f"done: {self.results / self.name}.json, figures in {self.folder}", flush=True)
         return results
 
     def _partial_table(self) -> Path:
