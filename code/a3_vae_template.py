@@ -259,6 +259,7 @@ def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) ->
 def fit(run: Run, model: nn.Module, data, optimizer) -> None:
     """Train for all epochs, from the last checkpoint if the run is resumed."""
     train, val, _ = data
+    as_val = train.first(len(val.images))  # to be evaluated after the epoch, without dropout
     schedule = one_cycle(optimizer, run.args.epochs * len(train))
     run.keep(model=model, optimizer=optimizer, schedule=schedule, order=train.generator)
     run.resume()
@@ -269,6 +270,7 @@ def fit(run: Run, model: nn.Module, data, optimizer) -> None:
             run.record(f"-ELBO: train {train_loss:.2f}, val {val_loss:.2f} nats "
                        f"(KL {val_loss.kl:.2f})",
                        train_elbo_nats=float(train_loss), val_elbo_nats=float(val_loss),
+                       train_evaluated_elbo_nats=float(epoch_iter(model, as_val)),
                        train_reconstruction_nats=train_loss.reconstruction,
                        train_kl_nats=train_loss.kl,
                        val_reconstruction_nats=val_loss.reconstruction, val_kl_nats=val_loss.kl)

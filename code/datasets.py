@@ -76,6 +76,11 @@ class Split:
             batch = self.images.index_select(0, index)  # (B, 784) uint8
             yield self.pixels(self.augment(batch, self.generator) if self.augment else batch)
 
+    def first(self, number: int) -> "Split":
+        """Return the first images (number, 784), in their order and not augmented."""
+        return Split(self.images[:number], self.source, batch_size=self.batch_size,
+                     transform=self.transform)
+
     def pixels(self, images: Tensor) -> Tensor:
         """Return images (B, 784) uint8 as batches have them: float32, transformed."""
         return self.transform(images.float()) if self.transform else images.float()

@@ -97,10 +97,17 @@ def save_moments(run) -> None:
 
 
 def train_and_val(axis, train: Sequence[float], val: Sequence[float], label: str,
-                  legend: str = "upper right") -> None:
-    """Draw the two curves of one quantity against epochs 0, 1, ...; the legend has both ends."""
+                  legend: str = "upper right", evaluated: Sequence[float] = ()) -> None:
+    """Draw the two curves of one quantity against epochs 0, 1, ...; the legend has the ends.
+
+    Args:
+        evaluated: of training images too, but evaluated as validation is.
+    """
     digits = 3 if max(train[-1], val[-1]) < 10 else 2
     axis.plot(train, label=f"train {train[-1]:.{digits}f}", **TRAIN)
+    if evaluated:
+        axis.plot(evaluated, label=f"train, evaluated {evaluated[-1]:.{digits}f}",
+                  **{**TRAIN, "linestyle": ":"})
     axis.plot(val, label=f"validation {val[-1]:.{digits}f}", **VAL)
     axis.set(ylabel=label)
     epochs(axis)

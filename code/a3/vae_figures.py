@@ -29,8 +29,8 @@ class Elbo(float):
         return elbo
 
 
-def save_elbo_plot(train_curve: Sequence[float], val_curve: Sequence[float], filename: Path
-                   ) -> None:
+def save_elbo_plot(train_curve: Sequence[float], val_curve: Sequence[float], filename: Path,
+                   evaluated: Sequence[float] = ()) -> None:
     """Plot the negative ELBO of each epoch, from 0, the untrained model; and its terms, if known.
 
     Curves that start at 784 ln 2 are of binary pixels: they get a logarithmic axis, and that
@@ -38,6 +38,7 @@ def save_elbo_plot(train_curve: Sequence[float], val_curve: Sequence[float], fil
 
     Args:
         train_curve, val_curve: nats per image; the terms are those of an ``Elbo``.
+        evaluated: -ELBO of training images, evaluated as those of validation are.
     """
     panels = [("$-$ELBO", float)]
     if isinstance(train_curve[0], Elbo):
@@ -48,7 +49,8 @@ def save_elbo_plot(train_curve: Sequence[float], val_curve: Sequence[float], fil
         for axis, (label, term) in zip(axes[0], panels, strict=True):
             train, val = list(map(term, train_curve)), list(map(term, val_curve))
             figures.train_and_val(axis, train, val, f"{label} [nats per image]",
-                                  legend="lower right" if label == "KL" else "center right")
+                                  legend="lower right" if label == "KL" else "center right",
+                                  evaluated=evaluated if term is float else ())
             if binary and label != "KL":
                 figures.log_ticks(axis, [70, 100, 150, 200, 300, 500])
         if binary:
@@ -70,7 +72,8 @@ def save_training_figures(run: Run) -> None:
     """Draw the curves, and of the moments so far samples below their means, and manifolds."""
     curves = [[Elbo(row[f"{split}_reconstruction_nats"], row[f"{split}_kl_nats"])
                for row in run.history] for split in ("train", "val")]
-    save_elbo_plot(*curves, run.figure("elbo.pdf"))
+    save_elbo_plot(*curves, run.figure("elbo.pdf"),
+                   [row["train_evaluated_elbo_nats"] for row in run.history])
     for name, moment in run.named_moments():
         means, samples = (figures.tile(moment[key], 5) for key in ("means", "samples"))
         figures.save_png(figures.join((means, samples), axis=0),

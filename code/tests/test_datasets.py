@@ -185,6 +185,13 @@ def test_only_training_images_are_shifted():
         assert not torch.equal(torch.cat(list(plain[0])), torch.cat(list(shifted[0])))
 
 
+def test_the_first_images_come_in_order_and_unmoved():
+    train = bmnist(dataset="sample", limit=20, batch_size=8, augment=lambda x, _: 1 - x)[0]
+    first = train.first(11)
+    assert [len(x) for x in first] == [8, 3]
+    assert torch.equal(torch.cat(list(first)), train.images[:11].float())
+
+
 def test_an_augmentation_without_a_generator_is_refused():
     with pytest.raises(ValueError, match="augment needs a generator"):
         Split(torch.zeros(1, 784, dtype=torch.uint8), SOURCE, augment=RandomShift(1))

@@ -9,8 +9,10 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 import a3_vae_template as vae
+from a3 import checkpoints
 from a3.vae_figures import Elbo
 from a3_vae_template import VAE, Decoder, Encoder, bernoulli_nll, gaussian_kls
+from datasets import bmnist
 from made_up import binary, seeded
 
 
@@ -284,6 +286,18 @@ def test_evaluation_changes_nothing():
     assert torch.equal(state, torch.get_rng_state()), "evaluation draws from its own generator"
     for parameter, old in zip(model.parameters(), before, strict=True):
         assert parameter.grad is None and torch.equal(parameter, old)
+
+
+def test_training_images_are_also_evaluated_as_validation_is(tmp_path):
+    results = vae.main([
+        "--dataset", "sample", "--device", "cpu", "--epochs", "1", "--limit", "600",
+        "--hidden_dim", "20", "--nll_samples", "2", "--out", str(tmp_path)])
+    (checkpoint,) = tmp_path.glob("checkpoints/*/last.pt")
+    model = VAE(hidden_dim=20)
+    model.load_state_dict(checkpoints.read(checkpoint)["kept"]["model"])
+    train, val, _ = bmnist(dataset="sample")
+    elbo = float(vae.epoch_iter(model.eval(), train.first(len(val.images))))
+    assert abs(results["train_evaluated_elbo_nats"] - elbo) < 1e-3
 
 
 def test_training_lowers_the_loss_on_a_fixed_batch():
