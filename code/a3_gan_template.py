@@ -311,9 +311,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     run.reload()
     classifier, facts = judge("grey", run.device, train.source.name)
     generator = model.sampler(args.seed)
-    ends = save_latent_figures(run, generator, classifier, train.images / 255)
-    return run.finish(**evaluate(run, generator, classifier, val, test), **facts,
-                      interpolation_classes=ends)
+    walks = save_latent_figures(run, generator, classifier, train.images / 255)
+    return run.finish(**evaluate(run, generator, classifier, val, test), **facts, **walks)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def save_update(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 def save_latent_figures(run: Run, generator: nn.Module, classifier: nn.Module | None,
-                        train_images: Tensor) -> list[int]:
+                        train_images: Tensor) -> dict[str, list]:
     """Draw walks between two classes, a chain of walks, and the nearest training images.
 
     Args:
@@ -71,21 +71,24 @@ def save_latent_figures(run: Run, generator: nn.Module, classifier: nn.Module | 
         train_images: (N, 784) grey values in [0, 1].
 
     Returns:
-        the digits at both ends of the walks, as the classifier sees them.
+        what the classifier sees in the walks: the digits of both ends, and of every image, (2, 9),
+        the likeliest digit and its probability.
     """
     z = torch.randn(1000, run.args.latent_dim, generator=random_stream(run.args.seed, "walks"))
     images = grey(generator.decode(z))  # (1000, 784)
-    ends = []
+    seen = {"interpolation_classes": []}
     if classifier is not None:
         digits, probabilities = (value.cpu() for value in classify(classifier, images))
         start = int(probabilities.argmax())
         end = int(torch.where(digits == digits[start], 0, probabilities).argmax())
-        figures.save_png(figures.tile(grey(generator.decode(line_and_arc(z[start], z[end]))), 9),
-                         run.figure("interpolation.png"))
-        ends = [int(digits[start]), int(digits[end])]
+        walks = grey(generator.decode(line_and_arc(z[start], z[end])))  # (18, 784)
+        figures.save_png(figures.tile(walks, 9), run.figure("interpolation.png"))
+        kinds, sure = (value.reshape(2, 9).tolist() for value in classify(classifier, walks))
+        seen = {"interpolation_classes": [int(digits[start]), int(digits[end])],
+                "interpolation_digits": kinds, "interpolation_probabilities": sure}
     chain = torch.cat([slerp(one, other, steps=9) for one, other in pairwise(z[:6])])  # (45, d)
     figures.save_png(figures.tile(grey(generator.decode(chain)), 9), run.figure("chain.png"))
     _, index = nearest(images[:10], train_images)
     pairs = torch.cat((images[:10], train_images[index]))
     figures.save_png(figures.tile(pairs, 10), run.figure("nearest.png"))
-    return ends
+    return seen

@@ -50,6 +50,7 @@ OF = {
     "verdict": set(),  # a word, the same for all these digits
     "frechet_distance": {"test"}, "frechet_floor": {"val", "test"},
     "interpolation_classes": set(),  # decided by the samples, and these are the same
+    "interpolation_digits": set(), "interpolation_probabilities": set(),
 }
 
 
