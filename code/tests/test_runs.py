@@ -370,6 +370,22 @@ def test_the_partial_table_has_a_row_an_epoch_also_of_a_stopped_run(tmp_path):
     assert table(tmp_path / "results" / "test.csv") == rows and not partial.exists()
 
 
+def test_a_stop_while_the_results_are_written_ends_a_run_that_is_done(
+        tmp_path, monkeypatch, capsys):
+    run, write = train(tmp_path), runs.write_json
+
+    def stopped(*args) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        write(*args)
+
+    monkeypatch.setattr(runs, "write_json", stopped)
+    with pytest.raises(SystemExit) as end:
+        cli.exit_with(lambda: finish(run))
+    *_, done, _, last = capsys.readouterr().out.splitlines()
+    assert done.startswith("done: ") and last == "stopped" and end.value.code == 143
+    assert {"test.csv", "test.json"} <= set(files(tmp_path))
+
+
 def test_a_new_run_is_not_told_to_go_on_with_the_last(tmp_path, monkeypatch):
     """In a notebook, one process has many."""
     monkeypatch.setattr(Run, "unfinished", "the last")
