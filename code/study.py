@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
@@ -86,20 +86,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def train_case(name: str, args: argparse.Namespace) -> dict:
-    """Train one case, or go on with it, and return its row; it prints into its own log file."""
+def runs_folder(args: argparse.Namespace) -> Path:
+    """Return where the cases' runs and logs go."""
+    return args.out or REPOSITORY / "study"
+
+
+def run_case(main: Callable[[list[str]], dict], name: str, flags: Sequence[str],
+             args: argparse.Namespace) -> dict:
+    """Train one case by a script's main, or go on with it; it prints into its own log file.
+
+    Args:
+        flags: of the script, besides those that all cases share.
+    """
     torch.set_num_threads(threads(args.jobs))
-    runs = args.out or REPOSITORY / "study"
+    runs = runs_folder(args)
     flags = ["--epochs", str(args.epochs), "--device", args.device, "--dataset", args.dataset,
-             "--out", str(runs), "--precision", "auto", "--resume",
-             "--nll_samples", str(args.nll_samples), *CASES[name]]
+             "--out", str(runs), "--precision", "auto", "--resume", *flags]
     for flag in ("data_root", "limit"):
         if getattr(args, flag) is not None:
             flags += [f"--{flag}", str(getattr(args, flag))]
     runs.mkdir(parents=True, exist_ok=True)
     file = runs / f"{name.replace(': ', '-')}.log"
     with file.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        results = vae_variants.main(flags)
+        return main(flags)
+
+
+def train_case(name: str, args: argparse.Namespace) -> dict:
+    """Return the row of one case."""
+    results = run_case(vae_variants.main, name,
+                       ["--nll_samples", str(args.nll_samples), *CASES[name]], args)
     return {"name": name, **{ours: results[theirs] for ours, theirs in KEYS.items()},
             "data": results["data"]["name"],
             "flags": results["flags"], "commit": results["commit"],
@@ -120,18 +135,24 @@ def end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def run_cases(args: argparse.Namespace) -> list[dict]:
-    """Run all cases, the slowest first, and return their rows in the order of the table."""
+def run_cases(names: Sequence[str], train: Callable[[str, argparse.Namespace], dict],
+              told: str, args: argparse.Namespace) -> list[dict]:
+    """Train the cases, ``args.jobs`` at a time, and return their rows in this order.
+
+    Args:
+        names: the cases; those that take long first.
+        train: maps a name and the flags to a row, in a process of its own.
+        told: what of a row is printed.
+    """
     report_folder(args.out)  # an hour before it is written to
-    print(f"{len(args.cases)} cases, {args.jobs} at a time; each prints into "
-          f"{args.out or REPOSITORY / 'study'}", flush=True)
+    print(f"{len(names)} cases, {args.jobs} at a time; each prints into {runs_folder(args)}",
+          flush=True)
     start = time.time()
-    slowest_first = sorted(args.cases, key=lambda name: "iwae" not in CASES[name])
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), end_with_parent) as pool:
-        runs = {pool.submit(train_case, name, args): name for name in slowest_first}
+        runs = {pool.submit(train, name, args): name for name in names}
         try:
             for number, run in enumerate(as_completed(runs), start=1):
-                print(f"[{number}/{len(runs)}] {runs[run]}: {run.result()['verdict']}, "
+                print(f"[{number}/{len(runs)}] {runs[run]}: {run.result()[told]}, "
                       f"{(time.time() - start) / 60:.0f} min", flush=True)
         except BrokenProcessPool:
             left = [name for run, name in runs.items() if run.exception() is not None]
@@ -148,7 +169,14 @@ def run_cases(args: argparse.Namespace) -> list[dict]:
                 raise Interrupted("\nstopped; finished cases and epochs are kept: to go on, give "
                                   "the same command", error) from None
             raise
-    return sorted((run.result() for run in runs), key=lambda row: args.cases.index(row["name"]))
+    return [run.result() for run in runs]
+
+
+def trained(args: argparse.Namespace) -> list[dict]:
+    """Train all cases, the slowest first, and return their rows in the order of the table."""
+    slowest_first = sorted(args.cases, key=lambda name: "iwae" not in CASES[name])
+    rows = run_cases(slowest_first, train_case, "verdict", args)
+    return sorted(rows, key=lambda row: args.cases.index(row["name"]))
 
 
 def collected(args: argparse.Namespace) -> list[dict]:
@@ -198,7 +226,7 @@ def save_likelihoods(rows: list[dict], filename: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Run or collect the cases; write study.json and its figure, and return the JSON's record."""
     args = parse_args(argv)
-    rows = collected(args) if args.collect else run_cases(args)
+    rows = collected(args) if args.collect else trained(args)
     report = args.out or REPOSITORY / "report"
     unusual = {row["data"] for row in rows} - {"bmnist", "mnist"} | {
         row["data"] for row in rows if row["flags"]["likelihood"] == "bernoulli"} - {"bmnist"}

@@ -121,8 +121,8 @@ def trained_at_once(flags: list[str]) -> dict:
 
 def test_rows_of_two_jobs_merge_into_the_study_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "usable_cores", lambda: 1)
-    monkeypatch.setattr(study, "run_cases", lambda args: [
-        study.train_case(name, args) for name in args.cases])  # in this process
+    monkeypatch.setattr(study, "run_cases", lambda names, train, told, args: [
+        train(name, args) for name in names])  # in this process
     monkeypatch.setattr(vae_variants, "main", trained_at_once)
     threads = torch.get_num_threads()
     common = ["--epochs", "1", "--limit", "64", "--dataset", "sample", "--device", "cpu"]
