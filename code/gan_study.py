@@ -3,7 +3,7 @@
 Every case is a run of a3_gan_template.py with as many updates, under study/. It is judged on
 validation images alone, by the classifier of grey digits; test images are for the chosen recipe.
 
-    python code/gan_study.py            # MINUTES min on 2 cores: report/results/gan-study.json
+    python code/gan_study.py            # 40 min on 2 cores: report/results/gan-study.json
 """
 
 import argparse
@@ -71,6 +71,7 @@ def averaged(rows: Sequence[dict], key: str) -> dict[str, float | None]:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Train all cases; write gan-study.json and return its record."""
     args = parse_args(argv)
+    name = run_name("gan-study", args, named=["jobs"])
     names = [f"{case}: seed {seed}" for case in args.cases for seed in args.seeds]
     trainings = run_cases(names, train_case, "val_frechet_distance", args)
     rows = []
@@ -79,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
         rows.append({"name": case, "trainings": len(own), "runs": own,
                      **{key: value for measure in MEASURES
                         for key, value in averaged(own, measure).items()}})
-    name = run_name("gan-study", args, named=["jobs"])
     results = write_record(report_folder(args.out) / "results" / f"{name}.json", args.device,
                            rows=rows, epochs=args.epochs, threads=threads(args.jobs))
     print(f"\n{'case':20}{'Frechet':>9}{'rarest':>9}{'clear':>9}")

@@ -161,9 +161,15 @@ def test_the_tree_is_that_of_the_files():
     for path in paths:
         assert (REPOSITORY / path).exists(), path
         assert path.endswith("/") == (REPOSITORY / path).is_dir(), path
-    files = {str(path.relative_to(REPOSITORY)) for path in SOURCES if path.name != "__init__.py"}
+    files = {str(path.relative_to(REPOSITORY)) for path in SOURCES if path.parent.name != "a3"}
     listed = {path for path in paths if path.endswith(".py")}
     assert listed == files, listed ^ files
+
+
+def test_the_shared_modules_are_listed_in_their_package():
+    shared = [path for path in SOURCES if path.parent.name == "a3"]
+    listed = re.findall(r"\w+", docstring(REPOSITORY / "code/a3/__init__.py"))
+    assert len(shared) > 15 and {path.stem for path in shared} <= {"__init__", *listed}
 
 
 # Tables ------------------------------------------------------------------------------------------
