@@ -40,29 +40,28 @@ from datasets import RandomShift, mnist
 
 EVALUATION_SAMPLES = 10_000
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake", "d_fake_after", "d_accuracy")
-# Ours, our earlier one, the course's: three flags; one-cycle rate; Adam's betas; shift of
-# D's images in pixels; decay of G's average; images whose deviation D sees; R1: weight, interval.
-RECIPES = {
-    "default": {"epochs": 100, "precision": "auto", "lr": 5e-4, "one_cycle": True,
-                "betas": (0.0, 0.999), "shift": 1, "ema": 0.999, "group": 16, "r1": (0.02, 4)},
-    "cycle": {"epochs": 200, "precision": "float32", "lr": 5e-4, "one_cycle": True,
-              "betas": (0.5, 0.999), "shift": 1, "ema": 0.999, "group": 0, "r1": (0.0, 1)},
-    "template": {"epochs": 200, "precision": "float32", "lr": 2e-4, "one_cycle": False,
-                 "betas": (0.9, 0.999), "shift": 0, "ema": None, "group": 0, "r1": (0.0, 1)},
-}
+# Ours, our earlier one, the course's: four flags; one-cycle rate; Adam's betas; shift of D's
+# images in pixels; images whose deviation D sees; weight of R1, decay of G's average, and at every
+# which update there are these two.
+RECIPE = ("epochs", "batch_size", "precision", "lr",
+          "one_cycle", "betas", "shift", "group", "r1", "ema", "every")
+RECIPES = {name: dict(zip(RECIPE, values, strict=True)) for name, values in {
+    "default": (180, 128, "auto", 7e-4, True, (0.0, 0.999), 1, 16, 0.02, 0.992, 8),
+    "cycle": (200, 64, "float32", 5e-4, True, (0.5, 0.999), 1, 0, 0.0, 0.999, 1),
+    "template": (200, 64, "auto", 2e-4, False, (0.9, 0.999), 0, 0, 0.0, None, 1),
+}.items()}
 
 
 def parse_args(argv: Sequence[str] | None = None):
     """Parse the flags of the command line."""
-    defaults = {name: {key: recipe[key] for key in ("epochs", "precision", "lr")}
-                for name, recipe in RECIPES.items()}
-    parser = flags("Train a GAN on MNIST.", **defaults["default"], batch_size=64,
-                   sources=("mnist", "sample"), epochs_alias="--n_epochs")
+    defaults = {name: {key: recipe[key] for key in RECIPE[:4]} for name, recipe in RECIPES.items()}
+    parser = flags("Train a GAN on MNIST.", **defaults["default"], sources=("mnist", "sample"),
+                   epochs_alias="--n_epochs")
     add = parser.add_argument
     add("--latent_dim", type=units, default=100, metavar="D", help="dimensions of z")
     add("--loss", choices=LOSSES, default="nonsaturating", help="objectives of D and G")
     add("--recipe", choices=RECIPES, default="default",
-        help="ours, our earlier one or the course's; sets --n_epochs, --precision, --lr and more")
+        help="ours, our earlier one or the course's; sets --n_epochs, --batch_size, --lr and more")
     add("--save_interval", type=positive_int, default=None, metavar="N",
         help="also write 25 samples every N updates (None: never)")
     return parse(parser, argv, defaults)
@@ -144,7 +143,7 @@ class GAN(nn.Module):
                  recipe: str = "template"):
         super().__init__()
         chosen = RECIPES[recipe]
-        self.loss, self.r1 = loss, chosen["r1"]
+        self.loss, self.r1, self.every = loss, chosen["r1"], chosen["every"]
         self.generator = Generator(latent_dim)
         self.discriminator = Discriminator(chosen["shift"], chosen["group"])
         self.average = None if chosen["ema"] is None else AveragedModel(
@@ -202,18 +201,22 @@ def averages(loss: str, sums: list[Tensor]) -> dict[str, float]:
 
 def train(dataloader, discriminator: Discriminator, generator: Generator, optimizer_G,  # noqa: N803
           optimizer_D, loss: str = "nonsaturating", bfloat16: bool = False,  # noqa: N803
-          r1: tuple[float, int] = (0.0, 1)) -> dict[str, float]:
+          r1: float = 0.0, average: AveragedModel | None = None, every: int = 1
+          ) -> dict[str, float]:
     """Train for one epoch; return the MEASURES, averaged over the images as they were trained.
 
-    Of r1 = (weight, n), every n-th update has the penalty, n times as strong (Karras et al. 2020).
+    Of ``every`` n updates one has the R1 penalty, n times as strong (Karras et al. 2020), and is
+    followed by G's average.
     """
     discriminator.train()
     generator.train()
     optimizers, sums = (optimizer_G, optimizer_D), []
     for i, x in enumerate(images_in(dataloader)):  # (B, 784) in [-1, 1]
         z = torch.randn(len(x), generator.latent_dim, device=x.device)
-        r1_weight = 0.0 if i % r1[1] else r1[0] * r1[1]
+        r1_weight = 0.0 if i % every else r1 * every
         sums.append(update(x, z, discriminator, generator, *optimizers, loss, bfloat16, r1_weight))
+        if average is not None and i % every == 0:
+            average.update_parameters(generator)
     return averages(loss, sums)
 
 
@@ -246,7 +249,8 @@ def run_epoch(model: nn.Module, data, optimizer=None, bfloat16: bool = False) ->
     if optimizer is None:
         train_loss = validate(traindata, *players, model.loss)
     else:
-        train_loss = train(traindata, *players, *optimizer, model.loss, bfloat16, model.r1)
+        train_loss = train(traindata, *players, *optimizer, model.loss, bfloat16, model.r1,
+                           model.average, model.every)
 
     return train_loss, validate(valdata, *players, model.loss)
 
@@ -263,9 +267,6 @@ def fit(run: Run, model: nn.Module, data, optimizer) -> None:
     optimizer_G, optimizer_D = optimizer  # noqa: N806
     schedules = [one_cycle(one, run.args.epochs * len(train), cycle_momentum=False)
                  for one in optimizer if RECIPES[run.args.recipe]["one_cycle"]]
-    if model.average is not None:
-        optimizer_G.register_step_post_hook(
-            lambda *_: model.average.update_parameters(model.generator))
     if run.args.save_interval:
         optimizer_G.register_step_post_hook(lambda *_: save_update(run, model, optimizer_G))
     run.keep(model=model, optimizer_G=optimizer_G, optimizer_D=optimizer_D, order=train.generator,

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,7 +160,8 @@ def one_epoch(recipe: str, out: Path, *argv: str) -> tuple[GAN, tuple, list]:
 def test_the_average_follows_the_weights_and_gets_its_own_statistics(recipe, betas, tmp_path):
     model, optimizer, seen = one_epoch(recipe, tmp_path)
     average = model.average.module
-    assert torch.allclose(average.net[0].weight, 0.5 * (seen[0] + seen[1]))
+    every = [seen[0]] if recipe == "default" else seen  # only at each 8th update, or at all
+    assert torch.allclose(average.net[0].weight, torch.stack(every).mean(dim=0))
     other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-4)
     one_cycle(other, 2, cycle_momentum=False)
     other.step()
@@ -189,14 +191,15 @@ def test_the_courses_recipe_has_a_constant_rate_and_draws_from_the_generator(tmp
 
 def test_the_recipes_are_those_of_the_committed_runs():
     """Results name a recipe: with another number in it, they would be of another one."""
-    shared = {"epochs": 200, "precision": "float32", "group": 0, "r1": (0.0, 1)}
+    shared = {"epochs": 200, "batch_size": 64, "group": 0, "r1": 0.0, "every": 1}
     assert {
-        "default": {"epochs": 100, "precision": "auto", "lr": 5e-4, "one_cycle": True,
-                    "betas": (0.0, 0.999), "shift": 1, "ema": 0.999, "group": 16, "r1": (0.02, 4)},
-        "cycle": {**shared, "lr": 5e-4, "one_cycle": True, "betas": (0.5, 0.999), "shift": 1,
-                  "ema": 0.999},
-        "template": {**shared, "lr": 2e-4, "one_cycle": False, "betas": (0.9, 0.999), "shift": 0,
-                     "ema": None}} == gan.RECIPES
+        "default": {"epochs": 180, "batch_size": 128, "precision": "auto", "lr": 7e-4,
+                    "one_cycle": True, "betas": (0.0, 0.999), "shift": 1, "group": 16, "r1": 0.02,
+                    "ema": 0.992, "every": 8},
+        "cycle": {**shared, "precision": "float32", "lr": 5e-4, "one_cycle": True,
+                  "betas": (0.5, 0.999), "shift": 1, "ema": 0.999},
+        "template": {**shared, "precision": "auto", "lr": 2e-4, "one_cycle": False,
+                     "betas": (0.9, 0.999), "shift": 0, "ema": None}} == gan.RECIPES
 
 
 def test_samples_between_epochs_change_nothing_that_is_trained(tmp_path):
@@ -218,7 +221,7 @@ def test_d_sees_real_and_generated_images_apart_each_among_its_own():
     assert not torch.allclose(D.logits(copies)[0], D.logits(x)[0], atol=1e-4)
 
 
-def test_every_so_many_updates_pay_the_gradient_penalty_for_all(monkeypatch):
+def test_every_so_many_updates_pay_the_gradient_penalty_for_all_and_are_averaged(monkeypatch):
     weights, images = [], []
 
     def penalties(loss, critic, x, fake, weight):
@@ -226,17 +229,25 @@ def test_every_so_many_updates_pay_the_gradient_penalty_for_all(monkeypatch):
         return weights.append(weight) or 0.0
 
     monkeypatch.setattr(gan, "penalties", penalties)
-    data = pixels(80, batch_size=16)
-    gan.train(data, **players(), r1=(0.5, 3))
+    data, parts, averaged = pixels(80, batch_size=16), players(), []
+    average = SimpleNamespace(update_parameters=lambda model: averaged.append(
+        (model, len(weights))))
+    gan.train(data, **parts, r1=0.5, average=average, every=3)
     assert weights == [1.5, 0.0, 0.0, 1.5, 0.0]
+    assert averaged == [(parts["generator"], 1), (parts["generator"], 4)]
     for batch, (x, fake) in zip(data, images, strict=True):
         assert torch.equal(x, batch) and not torch.equal(fake, batch) and not fake.requires_grad
-    model = GAN(8, recipe="default")
-    optimizer = gan.optimizers(model, gan.parse_args(["--device", "cpu", "--recipe", "default"]))
-    weights.clear()
-    gan.run_epoch(model, (pixels(80, batch_size=16), pixels(16)), optimizer)
-    weight, every = gan.RECIPES["default"]["r1"]
-    assert weights == [weight * every * (i % every == 0) for i in range(5)] and weight > 0
+
+
+@pytest.mark.parametrize("recipe", ["default", "cycle"])
+def test_an_epoch_has_the_penalties_and_averages_of_its_recipe(recipe, monkeypatch):
+    weights, model, chosen = [], GAN(8, recipe=recipe), gan.RECIPES[recipe]
+    monkeypatch.setattr(gan, "penalties", lambda *args: weights.append(args[-1]) or 0.0)
+    optimizer = gan.optimizers(model, gan.parse_args(["--device", "cpu", "--recipe", recipe]))
+    gan.run_epoch(model, (pixels(18, batch_size=2), pixels(16)), optimizer)
+    every = chosen["every"]
+    assert weights == [chosen["r1"] * every * (i % every == 0) for i in range(9)]
+    assert model.average.n_averaged == len(range(0, 9, every))
 
 
 # Contracts -------------------------------------------------------------------------------------

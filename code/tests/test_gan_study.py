@@ -30,9 +30,9 @@ def in_this_process(monkeypatch):
 
 def test_a_case_lacks_what_it_names_and_nothing_else():
     default = gan.RECIPES["default"]
-    lacks = {"default": {}, "without deviation": {"group": 0}, "without R1": {"r1": (0.0, 1)},
+    lacks = {"default": {}, "without deviation": {"group": 0}, "without R1": {"r1": 0.0},
              "beta_1 of 0.5": {"betas": (0.5, 0.999)},
-             "none of the three": {"group": 0, "r1": (0.0, 1), "betas": (0.5, 0.999)}}
+             "none of the three": {"group": 0, "r1": 0.0, "betas": (0.5, 0.999)}}
     assert lacks == gan_study.CASES
     assert all(default[key] != value for case in lacks.values() for key, value in case.items())
 
@@ -51,7 +51,7 @@ def test_trainings_have_their_recipe_and_seed(monkeypatch, tmp_path, in_this_pro
     record = gan_study.main([*SMALL, "--out", str(tmp_path), "--seeds", "2", "4", "2", "--cases",
                              "without R1", "default"])
     default = gan.RECIPES["default"]
-    without = {**default, "r1": (0.0, 1)}
+    without = {**default, "r1": 0.0}
     assert seen == [(recipe, seed, 1, "auto") for recipe in (without, default) for seed in (2, 4)]
     assert [(row["name"], row["trainings"], row["val_frechet_distance"]) for row in
             record["rows"]] == [("without R1", 2, 3.0), ("default", 2, 3.0)]

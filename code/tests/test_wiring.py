@@ -240,7 +240,7 @@ def test_a_recipe_is_what_the_game_is_played_with(recipe, use, tmp_path, monkeyp
     moves = (2 * chosen["shift"] + 1) ** 2
     assert len(model.discriminator.net[0].moves) == moves
     assert model.discriminator.net[5].group == chosen["group"]
-    assert model.r1 == chosen["r1"]
+    assert (model.r1, model.every) == (chosen["r1"], chosen["every"])
     for player, network in zip(players, (model.generator, model.discriminator), strict=True):
         (group,) = player.param_groups
         assert group["betas"] == chosen["betas"]
