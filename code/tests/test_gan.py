@@ -162,7 +162,7 @@ def test_the_average_follows_the_weights_and_gets_its_own_statistics(recipe, bet
     average = model.average.module
     every = [seen[0]] if recipe == "default" else seen  # only at each 8th update, or at all
     assert torch.allclose(average.net[0].weight, torch.stack(every).mean(dim=0))
-    other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-4)
+    other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=gan.RECIPES[recipe]["lr"])
     one_cycle(other, 2, cycle_momentum=False)
     other.step()
     other.step()
