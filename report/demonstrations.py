@@ -6,6 +6,7 @@ By the number of the question:
     1.4   the naive Monte Carlo estimate of log p(x) needs exponentially many draws
     1.5   KL divergences of Gaussians: closed form against sampling
     1.11  the reparametrized gradient has far less variance than the score function's
+    1.13  the VAE's curves of three seeds, from report/results: nothing is trained
     2.4   the minimax loss stops teaching G once D rejects its images; the other does not
     3.3   a general log-determinant takes O(m^3), a coupling's O(m)
     3.4   a density fitted to discrete values without noise has no upper bound
@@ -26,22 +27,24 @@ from a3.cli import folder as folder_name
 
 import numpy as np
 import torch
+from sources import results as read_results
 from torch import Tensor, nn
 
 import a3_gan_template as gan
-from a3.figures import TRAIN, VAL, canvas
+from a3.figures import TRAIN, VAL, canvas, epochs, log_ticks
 from a3.gan_losses import discriminator_loss, minimax_loss, nonsaturating_loss
 from a3.records import REPOSITORY, write_record
-from a3.runs import random_stream
+from a3.runs import RunError, random_stream
+from a3.vae_figures import COIN_NATS
 from a3_nf_template import Coupling, get_mask
 from datasets import mnist
 
 SEED = 42
-HALF_WIDTH = {"width": 2.65, "height": 1.8}  # inches: two figures side by side
+HALF_WIDTH = {"width": 2.65, "height": 1.5}  # inches: a figure beside text
 LATENTS = 20  # most dimensions in the figures of 1.4 and 1.11, as in the VAE
 DRAWS = (100, 1000, 10_000, 100_000)
 POINTS = 60  # data points of which the error of 1.4 is averaged
-# s^2 of p(x|z) = N(z, s^2 I), such that x tells exactly 1 nat about each dimension of z.
+# tau^2 of p(x|z) = N(z, tau^2 I), such that x tells exactly 1 nat about each dimension of z.
 LIKELIHOOD_VARIANCE = 1 / (math.e**2 - 1)
 KL_EXAMPLES = {"zero": (0.0, 1.0), "small": (0.1, 1.1), "narrow": (10.0, 0.01),
                "wide": (10.0, 100.0)}  # mean and variance of q
@@ -52,6 +55,13 @@ BATCH = 1000  # images in one sum of the coupling's log scales
 SATURATION_UPDATES = 200  # of D, against a G that stays as it is
 GENERATOR_LOSSES = {"minimax": minimax_loss, "nonsaturating": nonsaturating_loss}
 VALUES = 8  # of the discrete variable of 3.4: uniform, 3 bits
+SEEDS = ("vae-z20", "vae-z20-seed1", "vae-z20-seed2")  # the runs of 1.13
+ZOOMED_FROM = 5  # the first epoch of the enlarged curves
+# Columns of the runs' tables, their labels and lines. Older runs lack the last one.
+ELBO_CURVES = {
+    "train_elbo_nats": ("train, while training", TRAIN),
+    "val_elbo_nats": ("validation", VAL),
+    "evaluated_train_elbo_nats": ("train, evaluated", {**TRAIN, "linestyle": ":"})}
 WIDTHS = 2.0 ** np.arange(1, -10.5, -0.5)  # of the bumps that are fitted to it
 
 
@@ -68,10 +78,10 @@ def ring(z: Tensor) -> Tensor:
 
 
 def naive_errors(noise: torch.Generator) -> Tensor:
-    """Return log (1/L sum_l p(x|z_l)) - log p(x), z_l ~ p(z), where log p(x) is known.
+    """Return log (1/K sum_k p(x|z_k)) - log p(x), z_k ~ p(z), where log p(x) is known.
 
-    The model is z ~ N(0, I_D), p(x|z) = N(z, s^2 I_D), so p(x) = N(0, (1 + s^2) I_D), and on
-    average KL(p(z|x) || p(z)) = D/2 log(1 + 1/s^2) = D nats. Smaller D and L use the first
+    The model is z ~ N(0, I_D), p(x|z) = N(z, tau^2 I_D), so p(x) = N(0, (1 + tau^2) I_D), and
+    on average KL(p(z|x) || p(z)) = D/2 log(1 + 1/tau^2) = D nats. Smaller D and K use the first
     dimensions and draws of the larger ones.
 
     Returns:
@@ -82,7 +92,7 @@ def naive_errors(noise: torch.Generator) -> Tensor:
         x = math.sqrt(1 + LIKELIHOOD_VARIANCE) * torch.randn(LATENTS, generator=noise).double()
         exact = log_normal(x, 0.0, 1 + LIKELIHOOD_VARIANCE).cumsum(dim=0)  # (LATENTS,)
         z = torch.randn(max(DRAWS), LATENTS, generator=noise).double()
-        log_p = log_normal(x, z, LIKELIHOOD_VARIANCE).cumsum(dim=1)  # (L, LATENTS)
+        log_p = log_normal(x, z, LIKELIHOOD_VARIANCE).cumsum(dim=1)  # (K, LATENTS)
         for i, draws in enumerate(DRAWS):
             errors[point, i] = log_p[:draws].logsumexp(dim=0) - math.log(draws) - exact
     return errors
@@ -106,19 +116,19 @@ def sampled_kl(mean: float, variance: float, noise: torch.Generator) -> tuple[fl
 def gradient_variances(noise: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the variance of two estimates of d/d mean_1 E_q[g(z)], for D = 1, ..., LATENTS.
 
-    g(z) = |z - x|^2 / (2 s^2), that is -log N(x; z, s^2 I) without its constant;
-    q = N(x, s^2 I), where the gradient is 0. With z = x + s eps the two estimates are
+    g(z) = |z - x|^2 / (2 tau^2), that is -log N(x; z, tau^2 I) without its constant;
+    q = N(x, tau^2 I), where the gradient is 0. With z = x + tau eps the two estimates are
 
-        score function      g(z) (z_1 - x_1) / s^2 = |eps|^2 / 2 * eps_1 / s
-        reparametrization   dg/dz_1                = eps_1 / s
+        score function      g(z) (z_1 - x_1) / tau^2 = |eps|^2 / 2 * eps_1 / tau
+        reparametrization   dg/dz_1                  = eps_1 / tau
 
-    whose variances are (D + 2)(D + 4) / (4 s^2) and 1 / s^2.
+    whose variances are (D + 2)(D + 4) / (4 tau^2) and 1 / tau^2.
 
     Returns:
-        of the score function and of the reparametrization, each (LATENTS,), times s^2.
+        of the score function and of the reparametrization, each (LATENTS,), times tau^2.
     """
     eps = torch.randn(GRADIENT_DRAWS, LATENTS, generator=noise).double()
-    score = 0.5 * (eps**2).cumsum(dim=1) * eps[:, :1]  # (draws, LATENTS), times s
+    score = 0.5 * (eps**2).cumsum(dim=1) * eps[:, :1]  # (draws, LATENTS), times tau
     return score.var(dim=0), eps[:, 0].var().expand(LATENTS)
 
 
@@ -234,14 +244,14 @@ def show_ring(folder: Path) -> None:
 
 
 def show_naive_estimate(folder: Path) -> dict:
-    """Draw and return the error of naive Monte Carlo against D, for several L."""
+    """Draw and return the error of naive Monte Carlo against D, for several K."""
     errors = naive_errors(random_stream(SEED, "naive estimate"))
     sizes = errors.abs().mean(dim=0)  # (len(DRAWS), LATENTS)
     dims = range(1, LATENTS + 1)
     with canvas(folder / "demo-naive-estimate.pdf", **HALF_WIDTH) as axis:
         for i, (draws, size) in enumerate(zip(DRAWS, sizes, strict=True)):
             axis.plot(dims, size, color=plt_blue(i), linestyle=("-", "--", "-.", ":")[i],
-                      linewidth=1.2, label=f"$L=10^{round(math.log10(draws))}$")
+                      linewidth=1.2, label=f"$K=10^{round(math.log10(draws))}$")
         axis.set(xlabel="latent dimensions $D$", ylabel="mean |error| [nats]", ylim=(0, None))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
@@ -282,13 +292,53 @@ def show_gradients(folder: Path) -> dict:
         axis.semilogy(dims, np.ones(LATENTS), label="reparametrized", **VAL)
         axis.semilogy(dims, score, "o", markersize=2.5, color=TRAIN["color"])
         axis.semilogy(dims, reparametrized, "o", markersize=2.5, color=VAL["color"])
-        axis.set(xlabel="latent dimensions $D$", ylabel="variance $\\times\\ s^2$")
+        axis.set(xlabel="latent dimensions $D$", ylabel="variance $\\times\\ \\tau^2$")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(loc="center right")
     ratio = score / reparametrized
     return {"draws": GRADIENT_DRAWS,
             "ratio": {f"d{d}": ratio[d - 1].item() for d in (1, 2, 5, 10, 20)},
             "exact_ratio": {f"d{d}": float(exact[d - 1]) for d in (1, 2, 5, 10, 20)}}
+
+
+def elbo_curves(report: Path) -> dict[str, np.ndarray]:
+    """Return the curves of ELBO_CURVES that all SEEDS have, each (seeds, epochs + 1) in nats.
+
+    Raises:
+        RunError: a run is missing, or what it must have.
+    """
+    curves = {}
+    for column in ELBO_CURVES:
+        try:
+            runs = [read_results(report, f"{run}.csv.#1.{column}").values() for run in SEEDS]
+        except LookupError as error:
+            if column == "evaluated_train_elbo_nats":
+                continue
+            raise RunError(str(error.args[0])) from None
+        curves[column] = np.array(list(zip(*runs, strict=False))).T  # as long as the shortest
+    return curves
+
+
+def show_elbo(folder: Path, report: Path = REPOSITORY / "report") -> None:
+    """Draw -ELBO against epochs: mean and range over the seeds, all of it and its last part."""
+    curves = elbo_curves(report)
+    with canvas(folder / "demo-elbo.pdf", columns=2, height=1.5) as (whole, zoomed):
+        for column, values in curves.items():
+            label, style = ELBO_CURVES[column]
+            for axis, first in ((whole, 0), (zoomed, ZOOMED_FROM)):
+                shown = values[:, first:]
+                steps = np.arange(first, first + shown.shape[1])
+                axis.fill_between(steps, shown.min(axis=0), shown.max(axis=0), alpha=0.25,
+                                  color=style["color"], linewidth=0)
+                axis.plot(steps, shown.mean(axis=0), label=label, **style)
+        for axis in (whole, zoomed):
+            axis.set(ylabel="$-$ELBO [nats per image]")
+            epochs(axis)
+        log_ticks(whole, [100, 150, 200, 300, 500])
+        whole.axhline(COIN_NATS, color="0.4", linewidth=0.6, linestyle=":")
+        whole.annotate("784 ln 2", (values.shape[1] - 1, COIN_NATS), fontsize=7, ha="right",
+                       va="top", xytext=(0, -2), textcoords="offset points")
+        zoomed.legend()
 
 
 def show_saturation(folder: Path) -> dict:
@@ -300,30 +350,24 @@ def show_saturation(folder: Path) -> dict:
     batches = gan.scaled(train.images[:SATURATION_UPDATES * args.batch_size])
     curves = saturation(model, gan.optimizers(model, args)[1], batches.split(args.batch_size))
     updates = range(1, len(curves["d_fake"]) + 1)
-    with canvas(folder / "demo-saturation.pdf", columns=2) as (norms, outputs):
-        norms.semilogy(updates, curves["nonsaturating"], label="of $-\\log D(G(z))$", **VAL)
-        norms.semilogy(updates, curves["minimax"], label="of $\\log(1 - D(G(z)))$", **TRAIN)
-        norms.set(xlabel="update of $D$", ylabel="gradient norm of $G$")
-        norms.legend()
-        outputs.semilogy(updates, curves["d_fake"], **VAL)
-        outputs.set(xlabel="update of $D$", ylabel="mean $D(G(z))$")
+    with canvas(folder / "demo-saturation.pdf", **HALF_WIDTH) as axis:
+        axis.semilogy(updates, curves["nonsaturating"], label="$-\\log D(G(z))$", **VAL)
+        axis.semilogy(updates, curves["minimax"], label="$\\log(1 - D(G(z)))$", **TRAIN)
+        axis.semilogy(updates, curves["d_fake"], label="mean $D(G(z))$", color="0.4",
+                      linestyle=":", linewidth=1.2)
+        axis.set(xlabel="update of $D$", ylabel="gradient norm of $G$; $D(G(z))$",
+                 ylim=(None, 1e5))  # room for the legend
+        axis.legend()
     return {"data": train.source.name,
             **{f"{when}_{name}": curves[name][index] for name in curves
                for when, index in (("first", 0), ("last", -1))}}
 
 
-def show_determinants(folder: Path) -> dict:
-    """Draw and return the times, and the check of the coupling's log-determinant."""
+def compare_determinants() -> dict:
+    """Return the times, and the check of the coupling's log-determinant."""
     noise = random_stream(SEED, "determinant")
     dense, coupling = determinant_times(noise)
     own, of_autograd = jacobian_check(noise)
-    with canvas(folder / "demo-determinant.pdf", **HALF_WIDTH) as axis:
-        axis.loglog(SIZES, dense, label="dense $m \\times m$", marker="o", markersize=2.5, **TRAIN)
-        axis.loglog(SIZES, coupling, label="coupling", marker="o", markersize=2.5, **VAL)
-        axis.set(xlabel="dimensions $m$", ylabel="time per image [ms]")
-        axis.set_xticks(SIZES, [str(m) for m in SIZES])
-        axis.minorticks_off()
-        axis.legend()
     return {"dense_ms": {f"m{m}": ms for m, ms in zip(SIZES, dense, strict=True)},
             "coupling_ns": {f"m{m}": 1e6 * ms for m, ms in zip(SIZES, coupling, strict=True)},
             "dense_exponent": growth(SIZES[-3:], dense[-3:]),
@@ -363,12 +407,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
     folder = parser.parse_args(argv).out
     torch.set_num_threads(1)
     show_ring(folder / "figures")
+    show_elbo(folder / "figures")
     results = write_record(folder / "results" / "demonstrations.json", "cpu", **{
         "naive_estimate": show_naive_estimate(folder / "figures"),
         "kl": compare_kl(),
         "gradient": show_gradients(folder / "figures"),
         "saturation": show_saturation(folder / "figures"),
-        "determinant": show_determinants(folder / "figures"),
+        "determinant": compare_determinants(),
         "discrete_density": show_discrete_density(folder / "figures"),
         "seed": SEED})
     print(f"done: {folder / 'results' / 'demonstrations.json'}, figures in {folder / 'figures'}")
