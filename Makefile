@@ -10,6 +10,7 @@
 # make page       4 s: report/explore.html, the trained models to play with in a browser
 # make report     run what has no results yet, which it lists first, then make pdf
 # make pdf        compile the report from figures and results as they are; needs LaTeX
+#                 pdf and report take NAME='Ada Wen' NUMBER=1234567 EMAIL=ada@uva.nl, and keep them
 # make check      go through the assignment's questions: is everything there, and good enough?
 # make readme     fill the README's tables from the results
 # make submission LASTNAME=wen   pack wen_assignment3.zip
@@ -83,10 +84,21 @@ demonstrations: $(VENV)/installed
 page: $(VENV)/installed
 	$(PY) report/page.py
 
+# Who wrote it, if the command says so (some shells set NAME and EMAIL themselves), goes through
+# the environment, read by neither make nor the shell.
+define author
+ifeq ($(origin $(1)),command line)
+override $(1) := $$(value $(1))
+override A3_$(1) := $$(value $(1))
+export A3_$(1)
+endif
+endef
+$(foreach key,NAME NUMBER EMAIL,$(eval $(call author,$(key))))
+
 # What has no results yet, and nothing else, is run.
 report: $(VENV)/installed
 	@$(PY) report/missing.py
-	@$(MAKE) --no-print-directory pdf
+	@$(PYTHON) report/pdf.py
 
 pdf:
 	@$(PYTHON) report/pdf.py

@@ -7,10 +7,22 @@ A number without a result stops the build, with one line that says which and whe
 
 import json
 import math
+import os
 import re
 import unicodedata
 
-from sources import REPORT, ReportError, author, exit_with, fingerprint, loops, numbers, write
+from sources import (
+    NO_NAME,
+    REPORT,
+    ReportError,
+    author,
+    exit_with,
+    fingerprint,
+    loops,
+    numbers,
+    read,
+    write,
+)
 
 ESCAPED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
            "'": r"\textquotesingle{}", "`": r"\textasciigrave{}",
@@ -66,9 +78,35 @@ def typeset(value: object, decimals: str) -> str:
     return shown.replace(",", "{,}").replace("-", r"\ensuremath{-}")
 
 
+def keep_author() -> None:
+    """Write A3_NAME, A3_NUMBER and A3_EMAIL, where make has set them, into author.tex.
+
+    They stay there, so that check.py and submission.py find the author that the PDF names.
+
+    Raises:
+        ReportError: one is not a line of text that can be typeset; author.tex stays as it was.
+    """
+    given = {}
+    for key in ("name", "number", "email"):
+        # A locale without our letters hands them over as single bytes.
+        value = os.fsencode(os.environ.get(f"A3_{key.upper()}", "")).decode(errors="replace")
+        if value.strip():
+            try:
+                typeset(value, "")
+            except ReportError as error:
+                raise ReportError(f"{key.upper()} {error}") from None
+            given[key] = value.strip()
+    if given:
+        file = REPORT / "author.tex"
+        notes = [line for line in read(file).splitlines() if line.startswith("%")]
+        lines = [f"{key}: {value}" for key, value in {**author(REPORT), **given}.items()]
+        write(file, "\n".join([*notes, *lines, ""]).encode())
+
+
 def main() -> None:
     """Write numbers.tex beside the report."""
-    macros = {}
+    keep_author()
+    macros = {"nameless": rf"\endcsname{{{int(author(REPORT)['name'] == NO_NAME)}}}"}
     named = [(f"num@{number.key}@{number.decimals}", *number) for number in numbers(REPORT)]
     named += [(f"student{key}", key, "", text, "report/author.tex")
               for key, text in author(REPORT).items()]

@@ -28,6 +28,7 @@ INPUT = re.compile(r"\\input\{([^{}]*)\}")
 FIGURE = re.compile(r"\\includegraphics(?:\[[^\]]*\])?\{([^{}]*)\}")
 NUM = re.compile(r"\\num(?:\[(\d*)\])?\{([^{}]*)\}")
 EACH = re.compile(r"\\each\{([^{}#]*)\}")
+NO_NAME = "Student Name"  # in author.tex where nobody has put theirs
 AUTHOR = re.compile(r"(name|number|email):\s*(.*)"
                     r"|\\newcommand\{\\student(name|number|email)\}\{([^\\{}~$]*)\}")
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sources import REPORT, ReportError, author, exit_with, write
+from sources import NO_NAME, REPORT, ReportError, author, exit_with, write
 
 REPOSITORY = REPORT.parent
 PDF = "report/report.pdf"
@@ -79,12 +79,12 @@ def main() -> None:
     if not lastname:
         raise ReportError("whose submission? make submission LASTNAME=wen")
     name = archive_name(lastname)
-    no_author = author(REPORT)["name"] == "Student Name"
+    no_author = author(REPORT)["name"] == NO_NAME
     names = pack(REPOSITORY / os.fsdecode(name.encode()))
     print("\n".join(f"  {packed}" for packed in names))
     print(f"{name}: {len(names)} files")
     if no_author:
-        print("note: report/author.tex still holds no name; write yours there, then make pdf")
+        print("note: the report bears no name; make pdf NAME='...' NUMBER=... EMAIL=...")
 
 
 if __name__ == "__main__":
