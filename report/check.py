@@ -28,7 +28,7 @@ GAP_PX, ZOOM = 2, 3  # of the image grids (code/a3/figures.py)
 SCRIPTS = {"1.12": "a3_vae_template.py", "2.5": "a3_gan_template.py", "3.7": "a3_nf_template.py"}
 THREE_TIMES = ("start", "half", "end")
 FIGURES = {
-    "1.13": ["vae-z20-elbo.pdf"],
+    "1.13": ["demo-elbo.pdf"],
     "1.14": [f"vae-z20-samples-{time}.png" for time in THREE_TIMES],
     "1.15": ["vae-z2-manifold-end.png"],
     "2.5": ["gan-losses.pdf"],
