@@ -357,7 +357,7 @@ def show_saturation(folder: Path) -> dict:
                       linestyle=":", linewidth=1.2)
         axis.set(xlabel="update of $D$", ylabel="gradient norm of $G$; $D(G(z))$",
                  ylim=(None, 1e5))  # room for the legend
-        axis.legend()
+        axis.legend(loc="upper right", ncols=2)
     return {"data": train.source.name,
             **{f"{when}_{name}": curves[name][index] for name in curves
                for when, index in (("first", 0), ("last", -1))}}
