@@ -47,7 +47,7 @@ NLL_CHUNK = 20  # importance samples drawn together
 def parser(description: str = "Train a VAE on binary MNIST."):
     """Return the parser of the flags."""
     parser = flags(description, epochs=EPOCHS, lr=3e-3, batch_size=128,
-                   sources=("bmnist", "mnist", "sample"))
+                   sources=("bmnist", "mnist", "sample"), precision="auto")
     add = parser.add_argument
     add("--zdim", type=units, default=20, metavar="D", help="latent dimensions")
     add("--hidden_dim", type=units, default=500, metavar="N",
