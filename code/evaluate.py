@@ -264,6 +264,9 @@ def judge_training(name: str, model: Trained, data: Data, exam: Exam, prefix: Pa
         **cost(model, random_stream(args.seed, f"{name} cost"), args.device),
         "round_trip_rms": round_trip(model, few, binarize(few).float() if is_vae else few / 255),
         "chosen_by": CHOSEN_BY[name]}
+    if is_vae:  # the decoder on codes that images have, not on the prior's
+        numbers["reconstruction_clear_share"] = exam.clear_share(
+            name, model.decode(model.codes(test.images)))
     print(f"{name}: Frechet distance {numbers['frechet_distance']:.2f}, coverage "
           f"{numbers['coverage']:.3f}; {numbers['nearer_to_train_share']:.1%} of samples are as "
           "near to training images as 1 % of unseen images", flush=True)

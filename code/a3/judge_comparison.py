@@ -78,6 +78,12 @@ class Exam:
             rows.append(measure_samples(images, real, self.digits, self.judges, noise))
         return over_repeats(rows)
 
+    def clear_share(self, name: str, images: Tensor) -> float:
+        """Return the share of clear digits among grey images, made binary."""
+        noise = random_stream(self.args.seed, f"{name} clear share")
+        _, probability = classify(self.judges[0], self.binary(images, noise))
+        return (probability > CLEAR).float().mean().item()
+
     def floor(self) -> dict:
         """Return the measures of as many unseen images as there are samples."""
         return over_trainings([self.samples("floor", partial(some_of, self.unseen))])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import a3_gan_template as gan
@@ -15,8 +16,9 @@ import evaluate
 import nf_multiscale
 import vae_variants
 from a3 import figures, judge_metrics, judge_trained
-from a3.judge_comparison import BETTER_HIGH
-from a3.runs import RunError
+from a3.judge_comparison import BETTER_HIGH, Exam
+from a3.runs import RunError, random_stream
+from datasets import bernoulli, mnist
 from helpers import SMALL_FLOW
 from made_up import SMOKE
 
@@ -113,6 +115,23 @@ def test_the_round_trips_are_those_of_their_models(results):
     assert one["nf"]["round_trip_rms"] < 0.01 < one["vae"]["round_trip_rms"]
     assert one["nf_multiscale"]["round_trip_rms"] == 0, "whole numbers come back as they were"
     assert one["gan"]["round_trip_rms"] is None
+
+
+def test_the_clear_share_of_reconstructions_is_the_vaes(results):
+    one = results[0]
+    assert 0 <= one["vae"]["reconstruction_clear_share"] <= 1
+    assert one["gan"]["reconstruction_clear_share"] is None
+
+
+def test_real_images_are_as_clear_as_the_classifier_finds_them(results):
+    args = evaluate.parse_args(["--dataset", "sample", "--device", "cpu", "--repeats", "1"])
+    _, val, test = mnist(dataset="sample")
+    exam = Exam(test.images / 255, test.labels, val.images / 255, bernoulli, args)
+    digits = bernoulli(test.images / 255, random_stream(args.seed, "vae clear share"))
+    logits = exam.judges[0](digits)
+    expected = (logits.softmax(dim=1).amax(dim=1) > 0.9).float().mean()
+    assert exam.clear_share("vae", test.images / 255) == expected > 0.8
+    assert exam.clear_share("vae", torch.zeros(10, 784)) < 0.5
 
 
 def test_the_loaded_models_are_those_of_the_runs_in_eval_mode(results):
