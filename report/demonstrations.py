@@ -61,7 +61,7 @@ ZOOMED_FROM = 5  # the first epoch of the enlarged curves
 ELBO_CURVES = {
     "train_elbo_nats": ("train, while training", TRAIN),
     "val_elbo_nats": ("validation", VAL),
-    "evaluated_train_elbo_nats": ("train, evaluated", {**TRAIN, "linestyle": ":"})}
+    "train_evaluated_elbo_nats": ("train, evaluated", {**TRAIN, "linestyle": ":"})}
 WIDTHS = 2.0 ** np.arange(1, -10.5, -0.5)  # of the bumps that are fitted to it
 
 
@@ -312,7 +312,7 @@ def elbo_curves(report: Path) -> dict[str, np.ndarray]:
         try:
             runs = [read_results(report, f"{run}.csv.#1.{column}").values() for run in SEEDS]
         except LookupError as error:
-            if column == "evaluated_train_elbo_nats":
+            if column == "train_evaluated_elbo_nats":
                 continue
             raise RunError(str(error.args[0])) from None
         curves[column] = np.array(list(zip(*runs, strict=False))).T  # as long as the shortest

@@ -596,7 +596,7 @@ def with_column(table: Path, name: str, value: str | None) -> None:
 def test_the_vaes_curves_are_those_of_three_seeds_with_or_without_the_evaluated_one(copy):
     demonstrations, report = module("demonstrations"), copy / "report"
     tables = [report / f"results/{run}.csv" for run in demonstrations.SEEDS]
-    new, figure = "evaluated_train_elbo_nats", report / "figures/demo-elbo.pdf"
+    new, figure = "train_evaluated_elbo_nats", report / "figures/demo-elbo.pdf"
     drawn = []
     for values in (None, None, None), ("90.5", "91.5", None), ("90.5", "91.5", "92.5"):
         for table, value in zip(tables, values, strict=True):
