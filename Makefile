@@ -1,9 +1,9 @@
 # make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
 # make test       3 min: install, then run the tests
-# make models     70 min: the full runs of the three models
+# make models     86 min: the full runs of the three models, three seeds each
 # make variants   104 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
 # make compare    60 min, after make models and make variants: all compared on held-out data
-# make study      240 min: the VAE in all its variants
+# make study      255 min: the VAE in all its variants, and the GAN without parts of its recipe
 # make bench      8 min: training speed against the bare matrix products
 # make soak       15 min: kills, full disks, damaged files, absurd flags, and what was lost by them
 # make demonstrations   17 s: the small experiments of the report
@@ -57,7 +57,11 @@ models: $(VENV)/installed
 	$(PY) code/a3_vae_template.py --resume --seed 2
 	$(PY) code/a3_vae_template.py --resume --zdim 2
 	$(PY) code/a3_nf_template.py --resume
+	$(PY) code/a3_nf_template.py --resume --seed 1
+	$(PY) code/a3_nf_template.py --resume --seed 2
 	$(PY) code/a3_gan_template.py --resume
+	$(PY) code/a3_gan_template.py --resume --seed 1
+	$(PY) code/a3_gan_template.py --resume --seed 2
 	$(PY) code/a3_gan_template.py --resume --recipe template
 
 variants: $(VENV)/installed
@@ -70,6 +74,7 @@ compare: $(VENV)/installed
 
 study: $(VENV)/installed
 	$(PY) code/study.py
+	$(PY) code/gan_study.py
 
 bench: $(VENV)/installed
 	$(PY) code/benchmark.py

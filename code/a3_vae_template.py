@@ -14,8 +14,8 @@ estimated with one z = mean + std * eps per image (their eq. 7 and 10). All valu
     eps     (B, D)     noise, N(0, I)
     logits  (B, 784)   of the Bernoulli means p(x_m = 1 | z) = sigmoid(logits_m)
 
-    python code/a3_vae_template.py              # 3 min on 2 cores: validation -ELBO 95 nats
-    python code/a3_vae_template.py --zdim 2     # 3 min on 2 cores: 139 nats, and the manifold
+    python code/a3_vae_template.py              # 2 min on 2 cores: validation -ELBO 95 nats
+    python code/a3_vae_template.py --zdim 2     # 2 min on 2 cores: 139 nats, and the manifold
 
 Other objectives, likelihoods, posteriors and priors: vae_variants.py, which trains by this loop.
 """

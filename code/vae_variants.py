@@ -18,7 +18,7 @@ Whatever is minimised, the results give the ELBO. After each epoch the codes are
 posterior collapse and information overload (a3/vae_monitors.py).
 
     python code/vae_variants.py --recipe best                  # 16 min on one core: -log p(x) 84
-    python code/vae_variants.py --objective beta --beta 4      # 3 min on 2 cores
+    python code/vae_variants.py --objective beta --beta 4      # 2 min on 2 cores
 """
 
 import argparse
