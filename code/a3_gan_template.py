@@ -15,7 +15,7 @@ gradient does not vanish while D wins; other objectives are in a3/gan_losses.py.
     fake_a  (B, 1)     D's logit on G(z)
 
     python code/a3_gan_template.py                      # 11 min on 2 cores: Frechet distance 2
-    python code/a3_gan_template.py --recipe template    # 18 min: the course's plain recipe, 24
+    python code/a3_gan_template.py --recipe template    # 18 min: the course's plain recipe, 25
 """
 
 import itertools
