@@ -1,11 +1,11 @@
 # make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
 # make test       3 min: install, then run the tests
-# make models     86 min: the full runs of the three models, three seeds each
+# make models     86 min: the three models, three seeds each; the VAE of two dimensions, the plain GAN
 # make variants   104 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
 # make compare    60 min, after make models and make variants: all compared on held-out data
 # make study      255 min: the VAE in all its variants, and the GAN without parts of its recipe
 # make bench      8 min: training speed against the bare matrix products
-# make soak       15 min: kills, full disks, damaged files, absurd flags, and what was lost by them
+# make soak       12 min: kills, full disks, damaged files, absurd flags, and what was lost by them
 # make demonstrations   17 s: the small experiments of the report
 # make page       4 s: report/explore.html, the trained models to play with in a browser
 # make report     run what has no results yet, which it lists first, then make pdf

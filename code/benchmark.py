@@ -158,7 +158,7 @@ def cut(train: Split, val: Split, images: int, batch_size: int, **options) -> Sp
 
 def vae_training(args: argparse.Namespace, images: int = 50_000, batch_size: int | None = None
                  ) -> Training:
-    """Return the training of the VAE at its defaults, float32."""
+    """Return the training of the VAE at its defaults, but in float32."""
     defaults = vae.parse_args(["--device", args.device])
     train, val, _ = bmnist(args.data_root, device=args.device)
     data = cut(train, val, images, batch_size or defaults.batch_size)

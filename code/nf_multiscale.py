@@ -14,7 +14,8 @@ given those of the groups before it. Three things differ from a3_nf_template.py:
   what is reported is the exact code length of the discrete images, not a bound.
 
 Seen from the pixels it is an autoregressive model with 52 passes; seen from z it is a flow with
-a triangular Jacobian, with exact codes, walks and temperatures.
+a triangular Jacobian, with codes that give the images back (up to rounding, in float32), walks and
+temperatures.
 
     x      (B, 784)      pixels in 0..255
     h      (B, T, C)     features of T cells, T = 49 or 196

@@ -1,9 +1,9 @@
 """Write explore.html: the trained models to play with, in one file that makes no request.
 
 The parts of the page are in report/explore/. It holds the networks of code/weights/ that it knows,
-8 bits a weight (16 where that is too few), and what was measured of them on test
-images (code/weights/explore.npz). A panel whose weights are missing is left out. So a fresh clone,
-without data, writes the same page.
+8 bits a weight (16 in small matrices and where 8 are too few; vectors as they are), and what was
+measured of them on test images (code/weights/explore.npz). A panel whose weights are missing is
+left out. So a fresh clone, without data, writes the same page.
 
     python report/page.py                # 4 s: report/explore.html; or make page
     python report/page.py --measure      # after weights have changed: measures them first
@@ -42,7 +42,8 @@ PAGE = sources.REPORT / "explore.html"
 SCRIPTS = ("networks.js", "state.js", "paint.js", "pen.js", "map.js", "digit.js", "gan.js",
            "flow.js", "main.js")
 MEASURED = sample.WEIGHTS / "explore.npz"
-# With 8 bits in these too, -ELBO moves by up to 11 nats: images share a place on the map.
+# With 8 bits in the first of these, -ELBO moves by up to 11 nats: images share a place on the
+# map.
 FINE = {("vae-z2", f"encoder.body.{layer}.weight") for layer in (1, 3)}
 SMALL = 25_000  # numbers; a matrix of fewer has 16 bits as well, which costs little
 LARGEST = 10_000_000  # bytes of the page

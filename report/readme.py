@@ -16,11 +16,11 @@ NUMBER = re.compile(r"\{([^{}:]+):([^{}]*)\}")
 RESULTS = """\
 | model | measure, lower is better | validation | test |
 |---|---|---|---|
-| VAE, 20 latent dimensions | -ELBO, nats per image | {vae-z20.val_elbo_nats:.2f} | {vae-z20.test_elbo_nats:.2f} |
+| VAE, 20 latent dimensions, 3 seeds | -ELBO, nats per image | {vae-z20.val_elbo_nats:.2f}, {vae-z20-seed1.val_elbo_nats:.2f}, {vae-z20-seed2.val_elbo_nats:.2f} | {vae-z20.test_elbo_nats:.2f}, {vae-z20-seed1.test_elbo_nats:.2f}, {vae-z20-seed2.test_elbo_nats:.2f} |
 | VAE, highest likelihood | -log p(x), nats per image, {vae-best.nll_samples:,} draws | | {vae-best.test_nll_nats:.2f} |
 | flow, 4 pairs of couplings | bits per dimension | {nf.val_bits_per_dim:.3f} | {nf.test_bits_per_dim:.3f} |
 | multi-scale flow | bits per dimension, exact | {nf-multiscale.val_bits_per_dim:.3f} | {nf-multiscale.test_bits_per_dim:.3f} |
-| GAN | Frechet distance, floor {gan.frechet_floor:.1f} | {gan.val_frechet_distance:.1f} | {gan.frechet_distance:.1f} |
+| GAN, 3 seeds | Frechet distance, floor {gan.frechet_floor:.1f} | {gan.val_frechet_distance:.1f}, {gan-seed1.val_frechet_distance:.1f}, {gan-seed2.val_frechet_distance:.1f} | {gan.frechet_distance:.1f}, {gan-seed1.frechet_distance:.1f}, {gan-seed2.frechet_distance:.1f} |
 | GAN, the course's plain recipe | Frechet distance | {gan-template.val_frechet_distance:.1f} | {gan-template.frechet_distance:.1f} |
 """  # noqa: E501
 

@@ -4,7 +4,7 @@ A trial trains a small model on the sample digits in a process forked from one t
 everything. Whatever befell it, the same command with --resume must end in the same bytes as a run
 that was left alone: figures, table, numbers and weights, times apart.
 
-    make soak      # 15 min on 2 cores: prints what was tried, writes report/results/soak.json
+    make soak      # 12 min on 2 cores: prints what was tried, writes report/results/soak.json
 
 It stands among the tests, whose packages it needs; pytest does not collect it.
 """

@@ -1,4 +1,4 @@
-// The flow: your digit to its code and exactly back, where its bits go, and samples.
+// The flow: your digit to its code and back, where its bits go, and samples.
 
 function flowPanel(flow, test, testBits) {
   const SAMPLES = 6, RIGHT = 2.5; // bits per dimension at the right edge of the histogram
