@@ -32,8 +32,6 @@ MEASURES = [
     ("coverage", "coverage", ".3f", True), ("clear digits, share", "clear_share", ".3f", True),
     ("nearly copies, share", "nearer_to_train_share", ".3f", False),
     ("parameters (of the GAN: G alone)", "parameters", ",", False),
-    ("1,000 samples (of the VAE: means), milliseconds", "milliseconds_per_1000_samples", ",.0f",
-     False),
 ]
 COLUMNS = {"vae": "VAE", "gan": "GAN", "nf": "flow", "nf_multiscale": "multi-scale flow",
            "vae_best": "best VAE", "gan_template": "GAN, plain recipe", "floor": "floor"}
