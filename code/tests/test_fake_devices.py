@@ -158,8 +158,7 @@ def test_a_script_trains_on_the_device_is_stopped_and_goes_on(name, trained, mac
     run, out = trained(name)
     record = json.loads((out / "results" / f"{run}.json").read_text())
     assert record["device"].startswith(machine)
-    fast = machine == "cuda" and name in ("nf", "nf_multiscale", "gan")  # of --precision auto
-    assert record["precision"] == ("bfloat16" if fast else "float32")
+    assert record["precision"] == {"cuda": "bfloat16", "mps": "float32"}[machine]  # of auto
 
 
 def test_what_the_device_draws_goes_on_where_it_was(trained, tmp_path):

@@ -166,12 +166,6 @@ def test_the_tree_is_that_of_the_files():
     assert listed == files, listed ^ files
 
 
-def test_the_shared_modules_are_listed_in_their_package():
-    shared = [path for path in SOURCES if path.parent.name == "a3"]
-    listed = re.findall(r"\w+", docstring(REPOSITORY / "code/a3/__init__.py"))
-    assert len(shared) > 15 and {path.stem for path in shared} <= {"__init__", *listed}
-
-
 # Tables ------------------------------------------------------------------------------------------
 
 def test_the_tables_are_those_of_the_results():

@@ -271,6 +271,7 @@ ALLOWED = {"a3": {"a3"}, "datasets": {"a3"},
            "baseline": set(),
            **{script: {"a3", "datasets", "vae_variants", "nf_multiscale", "baseline", *TEMPLATES}
               for script in ("evaluate", "study", "walks", "benchmark", "judges")},
+           "gan_study": {"a3", "a3_gan_template", "study"},
            "sample": {"a3", "vae_variants", "nf_multiscale", "evaluate", *TEMPLATES}}
 
 
