@@ -286,7 +286,7 @@ def evaluate(run: Run, model: nn.Module, test) -> dict:
     test_elbo = epoch_iter(model, test)
     noise = random_stream(run.args.seed, "importance sampling")
     nll = importance_sampled_nll(partial(model.log_weights, noise=noise), test,
-                                 run.args.nll_samples, NLL_CHUNK)
+                                 run.args.nll_samples, NLL_CHUNK, run.bfloat16)
     print(f"-log p(x): {nll.mean():.2f} nats with {run.args.nll_samples} draws; the last doubling "
           f"lowered it by {nll.doubling() or 0:.3f}", flush=True)
     return {"untrained_elbo_nats": run.history[0]["val_elbo_nats"], **run.last_numbers(),

@@ -29,6 +29,7 @@ from torch import nn
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
+from a3.devices import multiplies_bfloat16
 from a3.gan_figures import grey
 from a3.importance import importance_sampled_nll
 from a3.judge_classifier import DIGITS
@@ -55,7 +56,7 @@ CHOSEN_BY = {**dict.fromkeys(RUNS, LIKELIHOOD), "gan_template": "the course, not
              "gan": "the Frechet distance to validation images, by the classifier of grey ones"}
 # Flags that all trainings of one comparison are judged with.
 SETTINGS = ("seed", "samples", "repeats", "nll_samples", "iw_samples", "chunk")
-IMAGE_ROWS = 100  # images in a batch of the VAE's likelihood
+IMAGE_ROWS = 50  # images in a batch of the VAE's likelihood
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -169,12 +170,16 @@ def load_models(names: dict[str, str], args: argparse.Namespace) -> dict[str, di
 
 # Likelihood: each model on its own data ----------------------------------------------------------
 
-def vae_likelihood(model: vae.VAE, test, args: argparse.Namespace) -> dict:
-    """Return -ELBO and importance-sampled NLL of binary test images."""
+def vae_likelihood(model: vae.VAE, results: dict, test, args: argparse.Namespace) -> dict:
+    """Return -ELBO and importance-sampled NLL of binary test images.
+
+    The many draws are in the precision of the training, where it is fast here.
+    """
     noise = random_stream(args.seed, "importance sampling")
+    bfloat16 = results["precision"] == "bfloat16" and multiplies_bfloat16(args.device)
     estimate = importance_sampled_nll(
         lambda x, n: model.log_weights(x.float(), n, noise), test.images.split(IMAGE_ROWS),
-        args.nll_samples, args.chunk)
+        args.nll_samples, args.chunk, bfloat16)
     return {"test_elbo_nats": float(vae.epoch_iter(model, test)),
             **estimate.numbers("test_nll", args.nll_samples, nf.NATS_PER_BIT_PER_DIM)}
 
@@ -273,7 +278,8 @@ def judge_training(name: str, model: Trained, data: Data, exam: Exam, prefix: Pa
     if prefix:
         save_figures(name, model, data, exam, prefix)
         if is_vae:
-            numbers |= vae_likelihood(model.network, data.binary(model.results)[2], args)
+            numbers |= vae_likelihood(model.network, model.results,
+                                      data.binary(model.results)[2], args)
         elif model.codes is not None:
             numbers |= nf_likelihood(model.network, test, args, prefix)
     return numbers

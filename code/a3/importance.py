@@ -71,7 +71,7 @@ class Estimate(NamedTuple):
 
 @torch.no_grad()
 def importance_sampled_nll(log_weights: Callable[[Tensor, int], Tensor], batches, n_samples: int,
-                           chunk: int) -> Estimate:
+                           chunk: int, bfloat16: bool = False) -> Estimate:
     """Estimate -log p(x) of every image with K draws each.
 
     The variance comes from two halves of the draws: (l_1 - l_2)^2 / 4, with l their log mean
@@ -84,6 +84,7 @@ def importance_sampled_nll(log_weights: Callable[[Tensor, int], Tensor], batches
         batches: yields images x, (B, ...).
         n_samples: K, which need not be a multiple of ``chunk``; 1 leaves the variance NaN.
         chunk: draws at once.
+        bfloat16: whether the weights' matrix products run in it; their sums never do.
 
     Returns:
         float64 on the CPU, in the order of the images.
@@ -93,7 +94,8 @@ def importance_sampled_nll(log_weights: Callable[[Tensor, int], Tensor], batches
     for x in progress(batches):
         log_sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)  # of even, odd draws
         for done in range(0, n_samples, chunk):
-            log_w = float64(log_weights(x, min(chunk, n_samples - done)))
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+                log_w = float64(log_weights(x, min(chunk, n_samples - done)))
             halves = (log_w[done % 2::2], log_w[(done + 1) % 2::2])
             log_sums = torch.stack([torch.logaddexp(log_sum, half.logsumexp(dim=0))
                                     for log_sum, half in zip(log_sums, halves, strict=True)])

@@ -111,3 +111,19 @@ def test_estimates_are_given_in_both_units():
     assert math.isclose(row["test_nll_draw_error_nats"], 0.5)
     assert math.isclose(row["test_nll_doubling_nats"], 0.25)
     assert row["test_nll_image_error_nats"] < 1e-9 and row["test_nll_draws"] == 5
+
+
+def test_the_weights_are_computed_in_bfloat16_where_that_is_asked_for():
+    layer, x = torch.nn.Linear(64, 1), torch.randn(50, 64)
+    seen = []
+
+    def weights(x: torch.Tensor, n: int) -> torch.Tensor:
+        product = layer(x)
+        seen.append(product.dtype)
+        return product.float().T.expand(n, -1)
+
+    exact, rounded = (importance_sampled_nll(weights, [x], 2, 2, bfloat16).nll
+                      for bfloat16 in (False, True))
+    assert seen == [torch.float32, torch.bfloat16]
+    assert exact.dtype == rounded.dtype == torch.float64
+    assert 0 < (exact - rounded).abs().max() < 0.05
