@@ -60,6 +60,7 @@ KEYS = {"test_elbo_nats": "test_elbo_nats", "test_nll_nats": "test_nll_nats",
         "std_1_percent_quantile": "test_std_1_percent_quantile",
         "test_nll_doubling_nats": "test_nll_doubling_nats",
         "test_nll_draw_error_nats": "test_nll_draw_error_nats",
+        "samples_clear_share": "samples_clear_share", "classifier_sha256": "classifier_sha256",
         "verdict": "verdict", "precision": "precision", "train_seconds": "train_seconds"}
 
 
@@ -234,8 +235,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     save_likelihoods(rows, report / "figures" / f"{name}-likelihoods.pdf")
     results = write_record(report / "results" / f"{name}.json", args.device, rows=rows,
                            epochs=args.epochs, threads=threads(args.jobs))
-    columns = ("test_elbo_nats", "test_nll_nats", "reconstruction_nats", "kl_nats")
-    print(f"\n{'case':26}{'-ELBO':>9}{'NLL':>9}{'L':>9}{'KL':>9}  units  verdict")
+    columns = ("test_elbo_nats", "test_nll_nats", "reconstruction_nats", "kl_nats",
+               "samples_clear_share")
+    print(f"\n{'case':26}{'-ELBO':>9}{'NLL':>9}{'L':>9}{'KL':>9}{'clear':>9}  units  verdict")
     for row in rows:
         print(f"{row['name']:26}" + "".join(f"{row[key]:9.2f}" for key in columns)
               + f"{row['active_units']:7}  {row['verdict']}")

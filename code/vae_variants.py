@@ -32,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 import a3_vae_template as vae
-from a3.runs import Run, RunError, finished_run
+from a3.judge_classifier import CLEAR, classify, judge
+from a3.runs import Run, RunError, finished_run, random_stream
 from a3.vae_figures import save_latent_figures, save_training_figures
 from a3.vae_flows import CodeFlow
 from a3.vae_monitors import Health, check_codes, pixel_entropy
@@ -45,7 +46,7 @@ from a3.vae_objectives import (
     iwae,
     uae,
 )
-from datasets import RandomShift, bmnist, labelled, mnist
+from datasets import RandomShift, bernoulli, bmnist, labelled, mnist
 
 # The recipe of the highest likelihood: other defaults.
 RECIPES = {None: {},
@@ -318,6 +319,21 @@ def trained_vae(name: str, out: Path | None, device: str, binary: bool = True
     return model.eval(), results
 
 
+def judged_samples(model: VariantVAE, test) -> dict:
+    """Return the share of clear digits among draws from the prior, and by which judge.
+
+    The means of as many draws as there are test images are made binary, as in the comparison;
+    those of a Gaussian are clipped to [0, 1] first. Of images that are not digits, nothing.
+    """
+    classifier, facts = judge("binary", test.images.device, test.source.name)
+    if classifier is None:
+        return {}
+    noise = random_stream(0, "judged samples")
+    means = model.sample(len(test.images), noise)[1].clamp(0, 1)
+    _, probability = classify(classifier, bernoulli(means, noise))
+    return {"samples_clear_share": (probability > CLEAR).float().mean().item(), **facts}
+
+
 def main(argv: Sequence[str] | None = None) -> dict:
     """Train, draw the figures, evaluate once on test; return the results as written."""
     args = parse_args(argv)
@@ -341,7 +357,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     save_latent_figures(run, model, val, digits)
     numbers = vae.evaluate(run, model, test)
     health = run.check(test, numbers["test_kl_nats"])
-    return run.finish(**numbers, **health.numbers("test"), verdict=health.verdict)
+    return run.finish(**numbers, **health.numbers("test"), verdict=health.verdict,
+                      **judged_samples(model, test))
 
 
 if __name__ == "__main__":

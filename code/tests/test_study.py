@@ -37,6 +37,7 @@ def test_cases_run_and_are_written(tmp_path, capsys):
         total = row["reconstruction_nats"] + row["kl_nats"]
         assert abs(row["test_elbo_nats"] - total) < 1e-6, (row["test_elbo_nats"], total)
         assert row["test_nll_nats"] <= row["test_elbo_nats"] + 0.5
+        assert 0 <= row["samples_clear_share"] <= 1 and len(row["classifier_sha256"]) == 64
     (file,) = (tmp_path / "results").glob("study*.json")
     assert json.loads(file.read_text()) == results
     drawn = tmp_path / "figures" / f"{file.stem}-likelihoods.pdf"

@@ -12,7 +12,7 @@ import a3_vae_template as vae
 import vae_variants as variants
 from a3 import vae_monitors
 from a3 import vae_objectives as objectives
-from datasets import RandomShift, Source
+from datasets import RandomShift, Source, mnist
 from made_up import SMOKE, binary, seeded
 from vae_variants import VariantRun, VariantVAE
 
@@ -257,6 +257,19 @@ def test_every_update_of_a_flow_is_clipped_and_no_other(prior, clipped, tmp_path
     variants.main([*SMOKE, "--batch_size", "64", "--epochs", "1", "--out", str(tmp_path),
                    "--hidden_dim", "16", "--nll_samples", "2", "--prior", prior])
     assert len(calls) == clipped, (len(calls), clipped)
+
+
+def test_draws_that_are_digits_are_clear_and_of_other_images_nothing_is_said(monkeypatch):
+    test = mnist(dataset="sample")[2]
+    digits, one = test.images / 255, model()
+    for means, low, high in ((digits, 0.8, 1), (torch.full_like(digits, 0.5), 0, 0.2)):
+        monkeypatch.setattr(VariantVAE, "sample",
+                            lambda self, n, noise, means=means: (None, means[:n]))
+        judged = variants.judged_samples(one, test)
+        assert low <= judged["samples_clear_share"] <= high, judged
+        assert judged["classifier"].startswith("binary-")
+    test.source = Source("fashion", "", "")
+    assert variants.judged_samples(one, test) == {}
 
 
 def begun(one: VariantVAE, out: Path, *argv: str) -> VariantRun:
