@@ -38,7 +38,7 @@ from a3.judge_memory import SAMPLES as MEMORY_SAMPLES
 from a3.judge_memory import Memory
 from a3.judge_trained import Trained, cost, round_trip, save_nearest, save_samples, save_walk
 from a3.nf_bits import pixel_terms, spent_bits
-from a3.nf_figures import save_bits_maps
+from a3.nf_figures import save_bits_map
 from a3.records import REPOSITORY, evaluated, report_folder, write_record
 from a3.runs import RunError, finished_run, random_stream
 from datasets import Split, bernoulli, binarize, bmnist, mnist, same_again, shift_table
@@ -198,7 +198,7 @@ def nf_likelihood(model: nn.Module, test, args: argparse.Namespace, prefix: Path
         log_probs = partial(pixel_terms, model, nf.log_prior,
                             noise=random_stream(args.seed, "bits"))
     bits, by_region = spent_bits(log_probs, test)
-    save_bits_maps({"average of the test images": bits}, Path(f"{prefix}-bits.pdf"))
+    save_bits_map(bits, Path(f"{prefix}-bits.pdf"))
     return {"test_bits_per_dim": nf.epoch_iter(model, test), **estimates, **by_region}
 
 

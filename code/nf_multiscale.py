@@ -39,7 +39,7 @@ from torch import Tensor, nn
 import a3_nf_template as nf
 from a3.devices import float64
 from a3.nf_bits import spent_bits
-from a3.nf_figures import save_bits_maps, save_latent_figures, save_training_figures
+from a3.nf_figures import save_bits_map, save_latent_figures, save_training_figures
 from a3.runs import Run, random_stream
 from datasets import RandomShift, mnist
 
@@ -358,7 +358,7 @@ def evaluate(run: Run, model: nn.Module, test) -> dict:
     x = test.pixels(test.images[:ROUND_TRIPS])
     z, _ = model.encode(x, random_stream(run.args.seed, "round trip"))
     bits, by_region = spent_bits(model.log_probs, test)
-    save_bits_maps({"average of the test images": bits}, run.figure("bits.pdf"))
+    save_bits_map(bits, run.figure("bits.pdf"))
     return {"untrained_bits_per_dim": run.history[0]["val_bits_per_dim"], **run.last_numbers(),
             "test_bits_per_dim": bits.mean().item(), **by_region,
             "test_group_bits_per_dim": [bits[group.cpu()].mean().item() for group in (

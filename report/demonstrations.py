@@ -355,7 +355,7 @@ def show_saturation(folder: Path) -> dict:
         axis.semilogy(updates, curves["minimax"], label="$\\log(1 - D(G(z)))$", **TRAIN)
         axis.semilogy(updates, curves["d_fake"], label="mean $D(G(z))$", color="0.4",
                       linestyle=":", linewidth=1.2)
-        axis.set(xlabel="update of $D$", ylabel="gradient norm of $G$; $D(G(z))$",
+        axis.set(xlabel="update of $D$", ylabel="gradient norm; mean",
                  ylim=(None, 1e5))  # room for the legend
         axis.legend(loc="upper right", ncols=2)
     return {"data": train.source.name,

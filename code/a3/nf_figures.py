@@ -67,18 +67,11 @@ def save_latent_figures(run: Run, model: nn.Module, test) -> None:
     figures.save_png(figures.tile(rows / 255, 10), run.figure("temperatures.png"))
 
 
-def save_bits_maps(maps: dict[str, Tensor], filename: Path) -> None:
-    """Draw how many bits each pixel costs on average, (784,), side by side in the same greys.
-
-    Args:
-        maps: by what is written below each.
-    """
-    darkest = max(bits.max().item() for bits in maps.values())
-    with figures.canvas(filename, columns=len(maps), width=2.1 * len(maps) + 0.6, height=2.1,
-                        squeeze=False) as axes:
-        for axis, (name, bits) in zip(axes.flat, maps.items(), strict=True):
-            image = axis.imshow(bits.reshape(28, 28).numpy(), cmap="Greys", vmin=0, vmax=darkest)
-            axis.set(xticks=[], yticks=[], xlabel=name)
-            axis.grid(visible=False)
-            axis.spines[:].set_visible(False)
-        axes.flat[0].figure.colorbar(image, ax=list(axes.flat), label="bits per pixel")
+def save_bits_map(bits: Tensor, filename: Path) -> None:
+    """Draw how many bits each pixel, of (784,), costs."""
+    with figures.canvas(filename, width=1.75, height=1.25) as axis:
+        image = axis.imshow(bits.reshape(28, 28).numpy(), cmap="Greys", vmin=0)
+        axis.set(xticks=[], yticks=[])
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+        axis.figure.colorbar(image, ax=axis, label="bits per pixel")

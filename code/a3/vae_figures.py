@@ -132,5 +132,6 @@ def save_codes(path: Path, points: Tensor, labels: Tensor) -> None:
             axis.annotate(str(digit), place, fontsize=8, weight="bold", ha="center", va="center",
                           zorder=3,
                           bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": color})
-        axis.set(xlabel="prior quantile of $z_1$", ylabel="prior quantile of $z_2$",
-                 xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        ticks = torch.special.ndtr(torch.arange(-2.0, 3)).tolist()
+        axis.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(0, 1), ylim=(0, 1), aspect="equal",
+                 xticks=ticks, yticks=ticks, xticklabels=range(-2, 3), yticklabels=range(-2, 3))
