@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 import a3_vae_template as vae
+from a3.devices import float64
 from a3.judge_classifier import CLEAR, classify, judge
 from a3.runs import Run, RunError, finished_run, random_stream
 from a3.vae_figures import save_latent_figures, save_training_figures
@@ -54,6 +55,7 @@ RECIPES = {None: {},
                     "input_dropout": 0.1, "epochs": 120, "precision": "auto",
                     "nll_samples": 1000}}
 SCRIPTS = "a3_vae_template.py or code/vae_variants.py"  # which make runs of a VAE, in messages
+PAIRS = 40_000  # of codes and images at once, in a density under a flow
 FLOW_COUPLINGS = 4  # of the posterior's flow and of the prior's
 FLOW_MAX_NORM = 1000.0  # of the gradient: usually 30-60, but a flow can explode
 ALL_SHIFTED, NONE_SHIFTED = 0.5, 0.9  # shares of the epochs: until and from which, with --shift
@@ -223,11 +225,23 @@ class VariantVAE(vae.VAE):
         nn.utils.clip_grad_norm_(self.parameters(), FLOW_MAX_NORM)
 
     def log_posterior(self, z: Tensor, x: Tensor) -> Tensor:
-        """Return log q(z_i|x_j) of all pairs, (M, N) nats; z (M, D) codes, x (N, 784) pixels."""
+        """Return log q(z_i|x_j) of all pairs, (M, N) nats; z (M, D) codes, x (N, 784) pixels.
+
+        Without a flow the squares are multiplied out, so that all pairs are two matrix products.
+        """
         mean, log_std, features = self.gaussian(x)
-        z_0, ldj = self.posterior.inverse(z[:, None].expand(-1, len(x), -1), features)  # (M, N, D)
-        eps = (z_0 - mean) * torch.exp(-log_std)
-        return ldj - (0.5 * eps**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+        if not self.posterior.layers:
+            z, mean, log_std = map(float64, (z, mean, log_std))
+            precision = torch.exp(-2 * log_std)  # (N, D)
+            squares = (z**2 @ precision.T - 2 * z @ (mean * precision).T
+                       + (mean**2 * precision).sum(dim=1))
+            return -0.5 * squares - (log_std + 0.5 * math.log(2 * math.pi)).sum(dim=1)
+        rows = []
+        for some in z.split(max(1, PAIRS // len(x))):  # (m, D) each
+            z_0, ldj = self.posterior.inverse(some[:, None].expand(-1, len(x), -1), features)
+            eps = (z_0 - mean) * torch.exp(-log_std)  # (m, N, D)
+            rows.append(ldj - (0.5 * eps**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1))
+        return torch.cat(rows)
 
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:

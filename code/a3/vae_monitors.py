@@ -16,7 +16,6 @@ from a3.devices import float64
 from a3.runs import random_stream
 
 EXAMINED_CODES = 200  # for the mutual information
-PAIRS = 40_000  # of codes and images at once
 LOW_SHARE = 0.01  # the smallest std of N images is an extreme value, which falls with N
 ACTIVE_VARIANCE = 0.01  # of the posterior mean, in an active unit (Burda et al. 2016, section 5.2)
 COLLAPSED_KL_NATS = 0.1
@@ -130,7 +129,5 @@ def check_codes(model, data, kl: float, entropy: float) -> Health:
     x = data.pixels(data.images[order.to(data.images.device)])
     mean, log_std, features = model.gaussian(x)
     eps = torch.randn(mean.shape, generator=random_stream(0, "monitors")).to(x.device)
-    z = model.terms(x, eps).z[:EXAMINED_CODES]
-    log_q = torch.cat([model.log_posterior(rows, x)
-                       for rows in z.split(max(1, PAIRS // len(x)))])  # (M, N)
+    log_q = model.log_posterior(model.terms(x, eps).z[:EXAMINED_CODES], x)  # (M, N)
     return examine(model.posterior(mean, features)[0], log_std, log_q, kl, entropy)
