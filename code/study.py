@@ -75,7 +75,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="cases at a time, sharing the usable cores")
     add("--epochs", type=positive_int, default=EPOCHS, metavar="N",
         help="passes over the training images")
-    add("--nll_samples", type=positive_int, default=5000, metavar="K",
+    add("--nll_samples", type=positive_int, default=2000, metavar="K",
         help="importance samples for each image's likelihood; few favour a simple q(z|x)")
     add("--limit", type=positive_int, default=None, metavar="N",
         help="train on the first N images only, for a quick trial")
