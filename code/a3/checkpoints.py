@@ -2,8 +2,10 @@
 
     last.pt        after the last whole epoch
     previous.pt    after the one before; taken where the last one is damaged
-    epoch-40.pt    of an earlier run of the same name, set aside when a fresh one saves its first
-    damaged.pt     what could not be read
+    epoch-40.pt    of an earlier run of the same name, set aside when a fresh one saves its first;
+                   the next such is epoch-40-2.pt
+    damaged*.pt    what could not be read
+    next.pt        while it is written
     lock           names the process that trains, and is locked by it
 
 A checkpoint is what torch.save makes of a state, followed by the 32 bytes of its SHA-256: PyTorch
@@ -141,7 +143,10 @@ def set_aside(path: Path) -> None:
             name = f"epoch-{read(file)['history'][-1]['epoch']}.pt"
         except RunError:
             name = f"damaged-{file.name}"
-        file.replace(kept := file.with_name(name))
+        kept, further = file.with_name(name), 2
+        while not name.startswith("damaged") and os.path.lexists(kept):
+            kept, further = file.with_name(f"{name[:-3]}-{further}.pt"), further + 1
+        file.replace(kept)
         if not name.startswith("damaged"):
             print(f"note: the checkpoint of an earlier run is kept as '{kept}'; as last.pt again, "
                   "--resume would take it", flush=True)

@@ -10,8 +10,8 @@
     run.finish(test_elbo_nats=99.1)                        # report/results/<run>.json and .csv
 
 Until ``finish``, tables and figures have "partial" in their names, so an unfinished run does not
-overwrite a finished one's; a fresh run sets an earlier one's checkpoint aside. Nothing here knows
-about a method: scripts name their numbers.
+overwrite a finished one's; a fresh run sets an earlier one's checkpoint aside. But for a few flags
+and losses, named below, nothing here knows about a method: scripts name their numbers.
 """
 
 import argparse
@@ -87,8 +87,8 @@ def one_cycle(optimizer: torch.optim.Optimizer, updates: int, cycle_momentum: bo
               ) -> torch.optim.lr_scheduler.OneCycleLR:
     """Return a schedule that follows each of the optimizer's steps by itself.
 
-    The learning rate rises to the optimizer's own in a tenth of the updates, then falls to 0. The
-    momentum (Adam's beta_1) goes the other way, from 0.95 down to 0.85 and back (PyTorch's
+    The learning rate rises to the optimizer's own in a tenth of the updates, then falls to almost
+    0. The momentum (Adam's beta_1) goes the other way, from 0.95 down to 0.85 and back (PyTorch's
     two-phase cosine form of Smith & Topin 2019, "Super-convergence").
 
     Args:
@@ -168,6 +168,7 @@ class Run:
         self.moments = sorted({round(args.epochs * part / 4) for part in range(5)})
         self._kept: dict = {}
         self._begun = False  # the checkpoint on the disk is this run's
+        self._weights: str | None = None  # the hash of those that are evaluated
         self._clock = 0.0
         self.provenance = [{
             "device": describe_device(self.device),
@@ -315,6 +316,8 @@ class Run:
         if len(self.history) != trained:
             raise RunError("the last epochs are to be trained again; give the same command with "
                            "--resume")
+        if "model" in self._kept:  # what is evaluated may change its batch statistics
+            self._weights = checkpoints.weights_sha256(self._kept["model"].state_dict())
 
     def last_numbers(self) -> dict[str, float]:
         """Return what the last epoch recorded."""
@@ -332,7 +335,7 @@ class Run:
             what the JSON holds.
 
         Raises:
-            RunError: a number is not finite.
+            RunError: a number is not finite, or a loss far above that of the untrained model.
         """
         self._check(numbers, "at the end")
         results = {
@@ -348,9 +351,8 @@ class Run:
             "date": now(),
             "evaluated": evaluated(self.device),
         }
-        if "model" in self._kept:
-            results["weights_sha256"] = checkpoints.weights_sha256(
-                self._kept["model"].state_dict())
+        if self._weights is not None:
+            results["weights_sha256"] = self._weights
         if len(self.provenance) > 1:
             results["begun_on"] = self.provenance[:-1]
         with held:
@@ -471,7 +473,7 @@ def finished_run(name: str, out: Path | None, script: str, flag: str) -> tuple[d
     Args:
         out: the ``--out`` of the run.
         script: what makes such runs, for the message.
-        flag: one that only such runs have.
+        flag: one that such runs have.
 
     Raises:
         RunError: the run is missing, was stopped half-way or is another script's, its checkpoint

@@ -307,6 +307,26 @@ def test_a_finished_checkpoint_is_set_aside_by_a_fresh_run(tmp_path, capsys):
     assert len(train(tmp_path, "--resume").history) == 5
 
 
+def test_every_fresh_run_of_one_length_is_kept(tmp_path):
+    folder, whole = tmp_path / "checkpoints/test", []
+    for _ in range(3):
+        finish(train(tmp_path))
+        whole.append((folder / "last.pt").read_bytes())
+    kept = [(folder / name).read_bytes() for name in ("epoch-4.pt", "epoch-4-2.pt", "last.pt")]
+    assert kept == whole
+
+
+def test_results_name_the_weights_of_the_checkpoint_whatever_evaluation_does_to_them(tmp_path):
+    """As the GAN does, which computes the batch statistics of its average anew."""
+    run = train(tmp_path)
+    run.reload()
+    with torch.no_grad():
+        run.weight.bias += 1e-6
+    named = run.finish()["weights_sha256"]
+    saved = checkpoints.read(tmp_path / "checkpoints/test/last.pt")["kept"]["model"]
+    assert named == checkpoints.weights_sha256(saved)
+
+
 # One run, one owner ------------------------------------------------------------------------------
 
 OTHER = """
