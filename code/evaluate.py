@@ -77,7 +77,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--chunk", type=whole(1, 10_000), default=50, metavar="N",
         help="draws at once: changes time and memory, not what is estimated")
     add("--samples", type=whole(10, 100_000), default=10_000, metavar="N",
-        help="samples of each model in a repeat")
+        help="samples of each model in a repeat, at most as many as there are validation images")
     add("--repeats", type=whole(1, 1000), default=4, metavar="R",
         help="sets of samples, over which each training's numbers are averaged")
     add("--seed", type=seed_int, default=42, help="seed of samples, noise and binarization")
@@ -95,6 +95,9 @@ def load_gan(run: str, args: argparse.Namespace) -> Trained:
     """Return the GAN's generator, the averaged one if the recipe has it, and its rival."""
     state, results = finished_run(run, args.out, "a3_gan_template.py", "latent_dim")
     flags = state["flags"]
+    if flags["recipe"] not in gan.RECIPES:
+        raise RunError(f"the run '{run}' has the recipe '{flags['recipe']}' of a study; name one "
+                       f"with {' or '.join(map(str, gan.RECIPES))}")
     model = gan.GAN(flags["latent_dim"], flags["loss"], flags["recipe"])
     model.load_state_dict(state["kept"]["model"])
     trained = as_gan(model.to(args.device).sampler(flags["seed"]), results, args)
@@ -306,12 +309,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     save_samples(real, bernoulli(real, random_stream(args.seed, "binary figures")),
                  Path(f"{prefix}-real-samples.png"))
     judged: dict[str, dict[str, dict]] = {key: {} for key in models}
-    for key, run, model in ((key, *one) for key, runs in models.items() for one in runs.items()):
-        first = run == names[key]  # not a further seed
-        judged[key][run] = {
-            "numbers": judge_training(key, model, data, exam,
-                                      Path(f"{prefix}-{key}") if first else None),
-            "weights_sha256": model.results["weights_sha256"], "evaluated": evaluated(args.device)}
+    for key, runs in models.items():
+        for run, model in runs.items():
+            first = run == names[key]  # not a further seed
+            judged[key][run] = {
+                "numbers": judge_training(key, model, data, exam,
+                                          Path(f"{prefix}-{key}") if first else None),
+                "weights_sha256": model.results["weights_sha256"],
+                "evaluated": evaluated(args.device)}
 
     file = out / "results" / f"{name}.json"
     settings = {**{key: getattr(args, key) for key in SETTINGS}, **exam.facts,

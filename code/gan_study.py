@@ -1,7 +1,8 @@
 """What three additions to the GAN's recipe bring: the default without each, three seeds each.
 
 Every case is a run of a3_gan_template.py under study/, all of as many updates, fewer than the
-default has. What is compared is measured on validation images, by the classifier of grey digits.
+default has. Compared are the Frechet distance to validation images, the share of the rarest digit
+and that of clear ones, by the classifier of grey digits.
 
     python code/gan_study.py            # 25 min on 2 cores: report/results/gan-study.json
 """
@@ -31,7 +32,7 @@ MEASURES = ("val_frechet_distance", "smallest_class_share", "clear_share")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
-    parser = tool_flags("Train the GAN without each of its recipe's additions.",
+    parser = tool_flags("Train the GAN without each of three additions to its recipe.",
                         ("mnist", "sample"))
     add = parser.add_argument
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE",
@@ -45,6 +46,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--limit", type=positive_int, default=None, metavar="N",
         help="train on the first N images only, for a quick trial")
     args = parse(parser, argv)
+    if args.dataset not in ("auto", "mnist", "sample"):
+        parser.error(f"argument --dataset: the judge knows MNIST's digits alone, and "
+                     f"'{args.dataset}' is a folder; name mnist or sample")
     args.cases[:], args.seeds[:] = dict.fromkeys(args.cases), dict.fromkeys(args.seeds)
     args.jobs = min(args.jobs, len(args.cases) * len(args.seeds))
     return args

@@ -12,6 +12,7 @@ slurm.sh sends a job a case to a cluster, and then the second command.
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -116,7 +117,7 @@ def train_case(name: str, args: argparse.Namespace) -> dict:
     """Return the row of one case."""
     results = run_case(vae_variants.main, name,
                        ["--nll_samples", str(args.nll_samples), *CASES[name]], args)
-    return {"name": name, **{ours: results[theirs] for ours, theirs in KEYS.items()},
+    return {"name": name, **{ours: results.get(theirs) for ours, theirs in KEYS.items()},
             "data": results["data"]["name"],
             "flags": results["flags"], "commit": results["commit"],
             "device": results["device"]}
@@ -145,7 +146,7 @@ def run_cases(names: Sequence[str], train: Callable[[str, argparse.Namespace], d
         train: maps a name and the flags to a row, in a process of its own.
         told: what of a row is printed.
     """
-    report_folder(args.out)  # an hour before it is written to
+    report_folder(args.out)  # long before it is written to
     print(f"{len(names)} cases, {args.jobs} at a time; each prints into {runs_folder(args)}",
           flush=True)
     start = time.time()
@@ -191,8 +192,9 @@ def collected(args: argparse.Namespace) -> list[dict]:
                for file in (folder / "results").glob("study*-cases*.json")]
     rows = {row["name"]: row for record in sorted(records, key=lambda one: one["date"])
             for row in record["rows"]
-            if (row["flags"]["epochs"], row["flags"]["limit"]) == (args.epochs, args.limit)
-            and args.dataset in ("auto", row["data"])}
+            if (row["flags"]["epochs"], row["flags"]["limit"], row["nll_samples"]) == (
+                args.epochs, args.limit, args.nll_samples)
+            and args.dataset in ("auto", row["data"], row["flags"]["dataset"])}
     if missing := [name for name in args.cases if name not in rows]:
         raise RunError(f"no job has written the cases {', '.join(map(repr, missing))} with these "
                        f"flags into 'results' of {' or '.join(map(repr, map(str, folders)))}; "
@@ -236,10 +238,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     results = write_record(report / "results" / f"{name}.json", args.device, rows=rows,
                            epochs=args.epochs, threads=threads(args.jobs))
     columns = ("test_elbo_nats", "test_nll_nats", "reconstruction_nats", "kl_nats",
-               "samples_clear_share")
+               "samples_clear_share")  # which images that are no digits lack
     print(f"\n{'case':26}{'-ELBO':>9}{'NLL':>9}{'L':>9}{'KL':>9}{'clear':>9}  units  verdict")
     for row in rows:
-        print(f"{row['name']:26}" + "".join(f"{row[key]:9.2f}" for key in columns)
+        print(f"{row['name']:26}"
+              + "".join(f"{math.nan if row[key] is None else row[key]:9.2f}" for key in columns)
               + f"{row['active_units']:7}  {row['verdict']}")
     return results
 

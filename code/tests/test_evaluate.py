@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,10 @@ def test_the_floor_is_told_apart_into_files_and_number_of_images(results):
     assert one["samples"] == 300 and 0 <= one["second_judge_ranks_alike"] <= 1
 
 
+
+
+def test_a_gan_of_a_studys_recipe_is_refused_in_one_line(monkeypatch):
+    state = {"flags": {"recipe": "without-R1", "latent_dim": 100, "loss": "nonsaturating"}}
+    monkeypatch.setattr(evaluate, "finished_run", lambda *_: (state, {}))
+    with pytest.raises(RunError, match="'gan-x' has the recipe 'without-R1' of a study"):
+        evaluate.load_gan("gan-x", Namespace(out=None, device="cpu"))

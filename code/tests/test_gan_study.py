@@ -37,6 +37,12 @@ def test_a_case_lacks_what_it_names_and_nothing_else():
     assert all(default[key] != value for case in lacks.values() for key, value in case.items())
 
 
+def test_images_that_are_no_digits_are_refused_before_anything_is_trained(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        gan_study.parse_args(["--dataset", str(tmp_path)])
+    assert stop.value.code == 2 and "digits alone" in capsys.readouterr().err
+
+
 def test_trainings_have_their_recipe_and_seed(monkeypatch, tmp_path, in_this_process):
     seen = []
 
