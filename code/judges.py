@@ -45,7 +45,8 @@ def make(kind: str, train: Split, test: Split) -> tuple[bytes, float]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Path]:
     """Make the judges and say what they are called; return their files."""
-    args = parse(tool_flags("Make the judges of samples anew.", ("mnist", "sample")), argv)
+    args = parse(tool_flags("Make the judges of samples anew.", ("mnist", "sample"),
+                            out="for the weights (None: code/weights/)"), argv)
     grey = mnist(args.data_root, dataset=args.dataset, device=args.device)[::2]
     binary = [Split(255 * binarize(split.images, seed), split.source, split.labels)
               for seed, split in enumerate(grey)]

@@ -1,4 +1,4 @@
-"""Multi-scale convolutional flow on 8-bit MNIST: question 3 with a sense of neighbourhoods.
+"""Multi-scale autoregressive flow on 8-bit MNIST: question 3 with a sense of neighbourhoods.
 
 Like Real NVP, the map f takes an image to z = f(x) group by group: the pixels of a group change,
 given those of the groups before it. Three things differ from a3_nf_template.py:
@@ -25,7 +25,7 @@ temperatures.
     z      (B, 784)      code, standard normal if the model is right
     seen   (B, T, 256)   log(1 + how often the image has shown each grey level before a cell)
 
-    python code/nf_multiscale.py      # 87 min on one core with bfloat16: validation 0.83
+    python code/nf_multiscale.py      # 90 min on one core with bfloat16: validation 0.83
 """
 
 import math
@@ -56,7 +56,7 @@ ROUND_TRIPS = 500  # test images that are encoded and decoded
 
 def parse_args(argv: Sequence[str] | None = None):
     """Parse the flags of the command line."""
-    parser = flags("Train a multi-scale convolutional flow on 8-bit MNIST.", epochs=EPOCHS,
+    parser = flags("Train a multi-scale autoregressive flow on 8-bit MNIST.", epochs=EPOCHS,
                    lr=2e-3, batch_size=128, sources=("mnist", "sample"), precision="auto")
     return parse(parser, argv)
 
@@ -261,8 +261,9 @@ class Model(nn.Module):
     def scan(self, couple: Callable, n: int, known: Tensor | None = None) -> Tensor:
         """Go through the groups once; return the images (n, 784), whole numbers.
 
-        The networks see only what ``couple`` has returned, so that a group depends on those
-        before it alone, whatever they compute.
+        A group of the last three depends on those before it alone, whatever the networks compute:
+        they see only what ``couple`` has returned. With ``known``, that a cell does rests on the
+        cells that it reads, on the attention's mask and on counts of earlier cells.
 
         Args:
             couple: takes a group's ``Pixels``, its h (n, m, C), bias (n, m or 1, 255) and the

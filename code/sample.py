@@ -1,4 +1,4 @@
-"""Draw from a finished run of any script: one grid of images, and the arrays if wanted.
+"""Draw from a finished run of any training: one grid of images, and the arrays if wanted.
 
 Codes are drawn from the prior on the CPU, times the temperature: below 1 they lie nearer to its
 middle, and images are more typical and more alike. Of a VAE the means are shown.

@@ -157,12 +157,14 @@ class Parser(argparse.ArgumentParser):
                       f"{message[:LONGEST_LINE]}...")
 
 
-def tool_flags(description: str, sources: tuple[str, ...] = (), data: bool = True
-               ) -> argparse.ArgumentParser:
+def tool_flags(description: str, sources: tuple[str, ...] = (), data: bool = True,
+               out: str = "for figures/, results/ and checkpoints/ (None: report/ and "
+                          "checkpoints/)") -> argparse.ArgumentParser:
     """Return a parser with the flags that every script has, those that train nothing included.
 
     Args:
         data: whether it reads images.
+        out: what the folder of ``--out`` is for.
     """
     parser = Parser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -177,7 +179,7 @@ def tool_flags(description: str, sources: tuple[str, ...] = (), data: bool = Tru
         add("--data_root", type=folder, default=None, metavar="DIR",
             help="data folder (None: the variable A3_DATA, else data/ of the repository)")
     add("--out", type=folder, default=None, metavar="DIR",
-        help="folder for figures/, results/ and checkpoints/ (None: report/ and checkpoints/)")
+        help=f"folder {out}")
     return parser
 
 
@@ -233,8 +235,9 @@ def run_name(method: str, args: argparse.Namespace, source: Source | None = None
              usual_source: str = "", named: Sequence[str] = ()) -> str:
     """Name a run so that a trial does not overwrite its results.
 
-    Only the full run at the default flags has the method's name alone. The source, if it is not
-    the usual one, and the flags that differ are added, as in "vae-z20-seed1"; the device is not.
+    Only the full run at the default flags of training has the method's name alone. The source, if
+    it is not the usual one, and the flags that differ are added, as in "vae-z20-seed1". The device
+    is not, nor are a training's flags of evaluation: it is the same run.
 
     Args:
         named: flags that ``method`` already names.

@@ -2,7 +2,7 @@
 
 There is no agreed feature network for MNIST, so Frechet distances by these compare only within
 this repository. Their weights are part of it (code/weights, made by judges.py), so that everybody
-judges alike; every result names its judge with the hash and its test accuracy.
+judges alike; every result names its judges by the hash.
 """
 
 import hashlib

@@ -79,7 +79,7 @@ def save_samples(grey: Tensor, binary: Tensor, filename: Path) -> None:
 
 
 def save_nearest(samples: Tensor, train: Tensor, filename: Path) -> None:
-    """Draw samples (N, 784) and, below each, the nearest training image."""
+    """Draw samples (N, 784) and, below each, the nearest of the images train (M, 784)."""
     _, index = nearest(samples.to(train.device), train)
     figures.save_png(figures.tile(torch.cat([samples, train[index].cpu()]), len(samples)),
                      filename)

@@ -548,7 +548,7 @@ class Accepted(Exception):
 
 
 def absurd_flags(every: int = 1) -> tuple[int, list[str]]:
-    """Give every flag of every script and tool what it cannot mean.
+    """Give every flag of eight scripts and tools what it cannot mean.
 
     Each must end with status 2 and one line, which names the flag or its value, and touch no file.
 
