@@ -308,19 +308,21 @@ def time_growth(args: argparse.Namespace) -> dict:
 
 def save_growth(rows: dict, filename: Path) -> None:
     """Plot seconds and memory over batch sizes, above, and over numbers of images, below."""
+    kinds = [("batches", "batch_size", "images in a batch"),
+             ("images", "images", "images in an epoch")]
+    values = [("seconds", "seconds an epoch"), ("peak_memory_mib", "peak memory, MiB")]
     with figures.canvas(filename, columns=2, rows=2, height=3.4) as axes:
-        for line, kind, key, label in zip(axes, ("batches", "images"), ("batch_size", "images"),
-                                          ("images in a batch", "images in an epoch"),
-                                          strict=True):
-            for axis, value, unit in zip(line, ("seconds", "peak_memory_mib"),
-                                         ("seconds an epoch", "peak memory, MiB"), strict=True):
+        for line, (kind, key, label) in zip(axes, kinds, strict=True):
+            for axis, (value, unit) in zip(line, values, strict=True):
                 for name, (legend, style) in STYLES.items():
-                    axis.plot([one[key] for one in rows[name][kind]],
-                              [one[value] for one in rows[name][kind]], label=legend, **style)
-                axis.set(xlabel=label, ylabel=unit,
-                         **{f"{one}scale": "log" for one, log in (
-                             ("x", kind == "batches"), ("y", value == "seconds")) if log})
+                    points = rows[name][kind]
+                    axis.plot([one[key] for one in points], [one[value] for one in points],
+                              label=legend, **style)
+                axis.set(xlabel=label, ylabel=unit)
+                if value == "seconds":
+                    axis.set_yscale("log")
                 if kind == "batches":
+                    axis.set_xscale("log")
                     axis.set_xticks(BATCHES[::2], BATCHES[::2], minor=False)
                     axis.minorticks_off()
         axes[0][1].legend(loc="upper left")

@@ -48,6 +48,7 @@ SIDE, LEVELS = 28, 256  # of images, pixels; of pixels, grey levels
 WIDTH, HEADS, LAYERS = 128, 4, 6  # of the transformer over the cells
 CHANNELS, BLOCKS = 64, 3  # of the convolutions, before each group
 CORNERS = (0, 0), (2, 2), (0, 2), (2, 0)  # the pixels of a cell as they are drawn: row, column
+FINE = (0, 0), (1, 1), (0, 1), (1, 0)  # of 2 x 2 pixels; the last two have known neighbours
 NEAR = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, -2), (-2, 0), (-2, -1), (-2, 1), (-1, -2),
         (-1, 2))  # the cells that a cell reads directly: rows, columns from it
 DRAWN_TOGETHER = 500  # images that are decoded at once
@@ -235,13 +236,12 @@ class Model(nn.Module):
 
     def __init__(self, embedding: int = 16):
         super().__init__()
-        cells = torch.stack([grid(4, *corner).flatten() for corner in CORNERS], dim=1)
-        fine = torch.stack([grid(2, *first).flatten() for first in (
-            (0, 0), (1, 1), (0, 1), (1, 0))])  # the last two have known neighbours (quincunx)
+        cells = torch.stack([grid(4, *corner).flatten() for corner in CORNERS], dim=1)  # (49, 4)
+        fine = torch.stack([grid(2, *first).flatten() for first in FINE])  # (4, 196)
         outside = torch.full((1, len(CORNERS)), SIDE**2)
-        for name, pixels in (("cells", cells), ("fine", fine), ("near", torch.cat(
-                (cells, outside))[cells_near()].flatten(1))):
-            self.register_buffer(name, pixels, persistent=False)  # (49, 4), (4, 196), (49, 40)
+        near = torch.cat((cells, outside))[cells_near()].flatten(1)  # (49, 40)
+        for name, pixels in {"cells": cells, "fine": fine, "near": near}.items():
+            self.register_buffer(name, pixels, persistent=False)
         self.embed = nn.Embedding(LEVELS + 1, embedding)  # the last for pixels outside
         self.coarse = Cells(embedding)
         self.corners = nn.ModuleList(nn.Linear(WIDTH + i * embedding, WIDTH) for i in range(4))

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from a3 import figures
@@ -24,23 +25,28 @@ def grey(images: Tensor) -> Tensor:
 
 def save_loss_plot(history: Sequence[dict], loss: str, filename: Path) -> None:
     """Plot losses and D's outputs; mark their values where p_g = p_data, if there is only one."""
-    known = loss in PROBABILITIES
-    panels = [(("d_loss", "$L_D$"), ("g_loss", "$L_G$"), "loss [nats]" if known else "loss"),
-              (("d_real", "$D(x)$"), ("d_fake", "$D(G(z))$"),
-               "mean output of $D$" if known else "mean score of $D$")]
     *losses, output = AT_REST[loss]
+    known = loss in PROBABILITIES
+    with figures.canvas(filename, columns=2) as (left, right):
+        plot_curves(left, history, {"d_loss": "$L_D$", "g_loss": "$L_G$"}, losses)
+        left.set_ylabel("loss [nats]" if known else "loss")
+        plot_curves(right, history, {"d_real": "$D(x)$", "d_fake": "$D(G(z))$"}, [output])
+        right.set_ylabel("mean output of $D$" if known else "mean score of $D$")
+
+
+def plot_curves(axis: Axes, history: Sequence[dict], curves: dict[str, str],
+                levels: Sequence[float | None]) -> None:
+    """Plot two columns of the history, named in the legend, and mark the levels that are known."""
     names = {math.log(4): "log 4", math.log(2): "log 2", -math.log(2): "$-$log 2"}
-    with figures.canvas(filename, columns=2) as axes:
-        for axis, (*curves, label), levels in zip(axes, panels, (losses, [output]), strict=True):
-            for (key, name), style in zip(curves, (figures.VAL, figures.TRAIN), strict=True):
-                axis.plot([row[key] for row in history], label=name, **style)
-            for level in (one for one in levels if one is not None):
-                axis.axhline(level, color="0.4", linewidth=0.6, linestyle=":")
-                axis.annotate(names.get(level, str(Fraction(level))), (len(history) - 1, level),
-                              fontsize=7, ha="right", va="bottom")
-            axis.set_ylabel(label)
-            figures.epochs(axis)
-            axis.legend()
+    for (key, name), style in zip(curves.items(), (figures.VAL, figures.TRAIN), strict=True):
+        axis.plot([row[key] for row in history], label=name, **style)
+    for level in levels:
+        if level is not None:
+            axis.axhline(level, color="0.4", linewidth=0.6, linestyle=":")
+            axis.annotate(names.get(level, str(Fraction(level))), (len(history) - 1, level),
+                          fontsize=7, ha="right", va="bottom")
+    figures.epochs(axis)
+    axis.legend()
 
 
 def draw_moment(model: nn.Module, seed: int) -> dict[str, Tensor]:

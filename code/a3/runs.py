@@ -492,18 +492,27 @@ def finished_run(name: str, out: Path | None, script: str, flag: str) -> tuple[d
     if last["epoch"] != record["epochs"]:
         raise RunError(f"'{checkpoint}' was stopped after epoch {last['epoch']} of "
                        f"{record['epochs']}; finish it with code/{script} --resume")
-    same = [key for key in record["flags"] if key in state["flags"]
-            and key not in {"precision", "dataset", *EVALUATION_ONLY}]  # auto there, known here
-    pairs = {"data": (record["data"]["sha256"], state["data"]),
-             **{f"--{key}": (record["flags"][key], state["flags"][key]) for key in same},
-             **{key: (record.get(key, value), value) for key, value in last.items()
-                if key not in ("epoch", "seconds")}}
     weights = checkpoints.weights_sha256(state["kept"]["model"])
-    pairs["weights"] = (record.setdefault("weights_sha256", weights), weights)
-    if other := [key for key, (one, another) in pairs.items() if one != another]:
+    record.setdefault("weights_sha256", weights)
+    if other := [*_differences(record, state, weights)]:
         raise RunError(f"'{results}' is not of '{checkpoint}' (they differ in "
                        f"{', '.join(other)}); write it anew with code/{script} --resume")
     return state, record
+
+
+def _differences(record: dict, state: dict, weights: str) -> Iterator[str]:
+    """Yield in what results and a checkpoint, with the hash of its weights, are not of one run."""
+    if record["data"]["sha256"] != state["data"]:
+        yield "data"
+    changeable = {"precision", "dataset", *EVALUATION_ONLY}  # auto there, known here
+    for key in sorted(record["flags"].keys() & state["flags"].keys() - changeable):
+        if record["flags"][key] != state["flags"][key]:
+            yield f"--{key}"
+    for key, value in state["history"][-1].items():
+        if key not in ("epoch", "seconds") and record.get(key, value) != value:
+            yield key
+    if record["weights_sha256"] != weights:
+        yield "weights"
 
 
 def _results(file: Path) -> dict:
