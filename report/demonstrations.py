@@ -3,7 +3,7 @@
 By the number of the question:
 
     1.3   a simple map turns a Gaussian cloud into a ring
-    1.4   the naive Monte Carlo estimate of log p(x) needs exponentially many draws
+    1.4   the naive Monte Carlo estimate of log p(x), of the trained VAEs: their committed weights
     1.5   KL divergences of Gaussians: closed form against sampling
     1.11  the reparametrized gradient has far less variance than the score function's
     1.13  the VAE's curves of three seeds, from report/results: nothing is trained
@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
@@ -27,25 +28,30 @@ from a3.cli import folder as folder_name
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sources import results as read_results
 from torch import Tensor, nn
 
 import a3_gan_template as gan
+from a3 import checkpoints
 from a3.figures import TRAIN, VAL, canvas, epochs, log_ticks
 from a3.gan_losses import discriminator_loss, minimax_loss, nonsaturating_loss
+from a3.importance import importance_sampled_nll
 from a3.records import REPOSITORY, write_record
 from a3.runs import RunError, random_stream
 from a3.vae_figures import COIN_NATS
 from a3_nf_template import Coupling, get_mask
-from datasets import mnist
+from datasets import bmnist, mnist
+from sample import WEIGHTS, unpack
+from vae_variants import build
 
 SEED = 42
 HALF_WIDTH = {"width": 2.65, "height": 1.5}  # inches: a figure beside text
-LATENTS = 20  # most dimensions in the figures of 1.4 and 1.11, as in the VAE
-DRAWS = (100, 1000, 10_000, 100_000)
-POINTS = 60  # data points of which the error of 1.4 is averaged
-# tau^2 of p(x|z) = N(z, tau^2 I), such that x tells exactly 1 nat about each dimension of z.
-LIKELIHOOD_VARIANCE = 1 / (math.e**2 - 1)
+LATENTS = 20  # most dimensions in the figure of 1.11, as in the VAE
+NAIVE_DRAWS = tuple(10**i for i in range(6))
+NAIVE_IMAGES = 500  # test images whose naive estimates are averaged
+IMPORTANCE_DRAWS = 200  # for each of them, from q(z|x)
+DECODED_TOGETHER = 1000  # codes
 KL_EXAMPLES = {"zero": (0.0, 1.0), "small": (0.1, 1.1), "narrow": (10.0, 0.01),
                "wide": (10.0, 100.0)}  # mean and variance of q
 KL_DRAWS = 1_000_000
@@ -55,6 +61,7 @@ BATCH = 1000  # images in one sum of the coupling's log scales
 SATURATION_UPDATES = 200  # of D, against a G that stays as it is
 GENERATOR_LOSSES = {"minimax": minimax_loss, "nonsaturating": nonsaturating_loss}
 VALUES = 8  # of the discrete variable of 3.4: uniform, 3 bits
+WIDTHS = 2.0 ** np.arange(1, -10.5, -0.5)  # of the bumps that are fitted to it
 SEEDS = ("vae-z20", "vae-z20-seed1", "vae-z20-seed2")  # the runs of 1.13
 ZOOMED_FROM = 5  # the first epoch of the enlarged curves
 # Columns of the runs' tables, their labels and lines. Older runs lack the last one.
@@ -62,7 +69,7 @@ ELBO_CURVES = {
     "train_elbo_nats": ("train, while training", TRAIN),
     "val_elbo_nats": ("validation", VAL),
     "train_evaluated_elbo_nats": ("train, evaluated", {**TRAIN, "linestyle": ":"})}
-WIDTHS = 2.0 ** np.arange(1, -10.5, -0.5)  # of the bumps that are fitted to it
+
 
 
 # The experiments ---------------------------------------------------------------------------------
@@ -77,25 +84,34 @@ def ring(z: Tensor) -> Tensor:
     return z / 10 + z / z.norm(dim=1, keepdim=True)
 
 
-def naive_errors(noise: torch.Generator) -> Tensor:
-    """Return log (1/K sum_k p(x|z_k)) - log p(x), z_k ~ p(z), where log p(x) is known.
+def committed_vae(run: str) -> nn.Module:
+    """Return the VAE of a run by its weights in code/weights."""
+    stored = checkpoints.load(WEIGHTS / f"{run}.pt")
+    network = build(stored["flags"])
+    unpack(stored["packed"], network)
+    return network.eval()
 
-    The model is z ~ N(0, I_D), p(x|z) = N(z, tau^2 I_D), so p(x) = N(0, (1 + tau^2) I_D), and
-    on average KL(p(z|x) || p(z)) = D/2 log(1 + 1/tau^2) = D nats. Smaller D and K use the first
-    dimensions and draws of the larger ones.
 
-    Returns:
-        (POINTS, len(DRAWS), LATENTS) nats, for D = 1, ..., LATENTS.
+@torch.no_grad()
+def naive_estimates(model: nn.Module, x: Tensor, noise: torch.Generator) -> list[float]:
+    """Return the mean of -log (1/K sum_k p(x|z_k)), z_k ~ p(z), in nats, for each of NAIVE_DRAWS.
+
+    Smaller K use the first of the draws, which all images share.
+
+    Args:
+        x: (N, 784) binary pixels.
     """
-    errors = torch.empty(POINTS, len(DRAWS), LATENTS, dtype=torch.float64)
-    for point in range(POINTS):
-        x = math.sqrt(1 + LIKELIHOOD_VARIANCE) * torch.randn(LATENTS, generator=noise).double()
-        exact = log_normal(x, 0.0, 1 + LIKELIHOOD_VARIANCE).cumsum(dim=0)  # (LATENTS,)
-        z = torch.randn(max(DRAWS), LATENTS, generator=noise).double()
-        log_p = log_normal(x, z, LIKELIHOOD_VARIANCE).cumsum(dim=1)  # (K, LATENTS)
-        for i, draws in enumerate(DRAWS):
-            errors[point, i] = log_p[:draws].logsumexp(dim=0) - math.log(draws) - exact
-    return errors
+    log_sum, done, estimates = torch.full((len(x),), -math.inf, dtype=torch.float64), 0, []
+    while done < max(NAIVE_DRAWS):
+        upto = next(draws for draws in NAIVE_DRAWS if draws > done)
+        z = torch.randn(min(DECODED_TOGETHER, upto - done), model.z_dim, generator=noise)
+        logits = model.decoder.logits(z)  # (k, 784); log p(x|z) = x l - log(1 + e^l)
+        log_p = (x @ logits.T - F.softplus(logits).sum(dim=1)).double()  # (N, k)
+        log_sum = torch.logaddexp(log_sum, log_p.logsumexp(dim=1))
+        done += len(z)
+        if done in NAIVE_DRAWS:
+            estimates.append((math.log(done) - log_sum).mean().item())
+    return estimates
 
 
 def gaussian_kl(mean: float, variance: float) -> float:
@@ -244,32 +260,24 @@ def show_ring(folder: Path) -> None:
 
 
 def show_naive_estimate(folder: Path) -> dict:
-    """Draw and return the error of naive Monte Carlo against D, for several K."""
-    errors = naive_errors(random_stream(SEED, "naive estimate"))
-    sizes = errors.abs().mean(dim=0)  # (len(DRAWS), LATENTS)
-    dims = range(1, LATENTS + 1)
+    """Draw and return naive estimates of the trained VAEs, with -ELBO and importance sampling."""
+    test, rows = bmnist(dataset="bmnist")[2], {}
+    chosen = torch.randperm(len(test.images), generator=random_stream(SEED, "naive images"))
+    x = test.pixels(test.images[chosen[:NAIVE_IMAGES]])
     with canvas(folder / "demo-naive-estimate.pdf", **HALF_WIDTH) as axis:
-        for i, (draws, size) in enumerate(zip(DRAWS, sizes, strict=True)):
-            axis.plot(dims, size, color=plt_blue(i), linestyle=("-", "--", "-.", ":")[i],
-                      linewidth=1.2, label=f"$K=10^{round(math.log10(draws))}$")
-        axis.set(xlabel="latent dimensions $D$", ylabel="mean |error| [nats]", ylim=(0, None))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        for run, style in (("vae-z20", TRAIN), ("vae-z2", VAL)):
+            model, noise = committed_vae(run), random_stream(SEED, f"naive {run}")
+            naive = naive_estimates(model, x, noise)
+            one, many = (importance_sampled_nll(partial(model.log_weights, noise=noise), [x], k, 4)
+                         for k in (1, IMPORTANCE_DRAWS))
+            rows[run] = {"naive_nats": dict(zip(map(str, NAIVE_DRAWS), naive, strict=True)),
+                         "elbo_nats": one.mean(), "importance_nats": many.mean()}
+            axis.semilogx(NAIVE_DRAWS, naive, marker=".", label=f"$D={model.z_dim}$", **style)
+            axis.axhline(many.mean(), color=style["color"], linewidth=0.6, linestyle=":")
+        axis.set(xlabel="draws $K$ from the prior", ylabel="$-\\log p(x)$ [nats]")
+        log_ticks(axis, (80, 100, 150, 200, 300, 400))
         axis.legend()
-    return {
-        "points": POINTS,
-        "likelihood_variance": LIKELIHOOD_VARIANCE,
-        "mean_abs_error_nats": {f"d{d}_l{draws}": sizes[i, d - 1].item()
-                                for i, draws in enumerate(DRAWS) for d in (1, 2, 5, 10, 20)},
-        "mean_error_nats": {f"d{d}_l{draws}": errors[:, i, d - 1].mean().item()
-                            for i, draws in enumerate(DRAWS) for d in (1, 2, 5, 10, 20)},
-        "dimensions_within_1_nat": {f"l{draws}": int((sizes[i] < 1).cumprod(dim=0).sum())
-                                    for i, draws in enumerate(DRAWS)}}
-
-
-def plt_blue(i: int) -> tuple[float, float, float]:
-    """Return the i-th of four blues, from light to dark."""
-    share = 0.25 + 0.25 * i
-    return 0.75 * (1 - share), 0.85 - 0.55 * share, 0.95 - 0.4 * share
+    return {"images": NAIVE_IMAGES, "importance_draws": IMPORTANCE_DRAWS, **rows}
 
 
 def compare_kl() -> dict:

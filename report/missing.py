@@ -1,4 +1,4 @@
-"""Run what the report lacks: the runs without results, one after the other, and no other.
+"""Run what has no results yet of the runs below, one after the other, and no other.
 
 It says first which these are and how long they take. A stopped run goes on.
 
@@ -11,19 +11,21 @@ import sys
 from sources import REPORT, exit_with
 
 REPOSITORY = REPORT.parent
-# Results, what writes them, minutes on 2 cores; in the order in which they need each other.
+# Results, what writes them, minutes; in the order in which they need each other.
 RUNS = {
     "vae-z20": ("code/a3_vae_template.py", 2),
     "vae-z20-seed1": ("code/a3_vae_template.py --seed 1", 2),
     "vae-z20-seed2": ("code/a3_vae_template.py --seed 2", 2),
     "vae-z2": ("code/a3_vae_template.py --zdim 2", 2),
     "nf": ("code/a3_nf_template.py", 9),
+    "nf-seed1": ("code/a3_nf_template.py --seed 1", 9),
+    "nf-seed2": ("code/a3_nf_template.py --seed 2", 9),
     "gan": ("code/a3_gan_template.py", 11),
     "gan-seed1": ("code/a3_gan_template.py --seed 1", 11),
     "gan-seed2": ("code/a3_gan_template.py --seed 2", 11),
     "gan-template": ("code/a3_gan_template.py --recipe template", 18),
     "vae-best": ("code/vae_variants.py --recipe best", 16),
-    "nf-multiscale": ("code/nf_multiscale.py", 87),
+    "nf-multiscale": ("code/nf_multiscale.py", 90),
     "vae-z20-walk": ("code/walks.py", 1),
     "comparison": ("code/evaluate.py", 60),
     "study": ("code/study.py", 240),
@@ -39,7 +41,7 @@ def main() -> int:
     missing = {name: run for name, run in RUNS.items() if not (results / f"{name}.json").exists()}
     if missing:
         print(f"report/results lacks {', '.join(missing)}: "
-              f"{sum(minutes for _, minutes in missing.values())} min on 2 cores", flush=True)
+              f"{sum(minutes for _, minutes in missing.values())} min", flush=True)
     for command, _ in missing.values():
         script, *flags = command.split()
         flags += ["--resume"] if script.endswith(RESUMED) else []

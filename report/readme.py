@@ -18,7 +18,7 @@ RESULTS = """\
 |---|---|---|---|
 | VAE, 20 latent dimensions, 3 seeds | -ELBO, nats per image | {vae-z20.val_elbo_nats:.2f}, {vae-z20-seed1.val_elbo_nats:.2f}, {vae-z20-seed2.val_elbo_nats:.2f} | {vae-z20.test_elbo_nats:.2f}, {vae-z20-seed1.test_elbo_nats:.2f}, {vae-z20-seed2.test_elbo_nats:.2f} |
 | VAE, highest likelihood | -log p(x), nats per image, {vae-best.nll_samples:,} draws | | {vae-best.test_nll_nats:.2f} |
-| flow, 4 pairs of couplings | bits per dimension | {nf.val_bits_per_dim:.3f} | {nf.test_bits_per_dim:.3f} |
+| flow, 4 pairs of couplings, 3 seeds | bits per dimension | {nf.val_bits_per_dim:.3f}, {nf-seed1.val_bits_per_dim:.3f}, {nf-seed2.val_bits_per_dim:.3f} | {nf.test_bits_per_dim:.3f}, {nf-seed1.test_bits_per_dim:.3f}, {nf-seed2.test_bits_per_dim:.3f} |
 | multi-scale flow | bits per dimension, exact | {nf-multiscale.val_bits_per_dim:.3f} | {nf-multiscale.test_bits_per_dim:.3f} |
 | GAN, 3 seeds | Frechet distance, floor {gan.frechet_floor:.1f} | {gan.val_frechet_distance:.1f}, {gan-seed1.val_frechet_distance:.1f}, {gan-seed2.val_frechet_distance:.1f} | {gan.frechet_distance:.1f}, {gan-seed1.frechet_distance:.1f}, {gan-seed2.frechet_distance:.1f} |
 | GAN, the course's plain recipe | Frechet distance | {gan-template.val_frechet_distance:.1f} | {gan-template.frechet_distance:.1f} |
@@ -55,7 +55,7 @@ TRIED = {"killed": "SIGKILL at any moment, inside writes too, then --resume: the
          "stopped": "Ctrl-C or SIGTERM, likewise", "disk_full": "disk full, likewise",
          "not_finite": "NaN in data, loss, gradient or weights, likewise",
          "damaged_files": "damaged data files and checkpoints, loaded",
-         "absurd_flags": "absurd values of flags, not refused in one line"}
+         "absurd_flags": "absurd values of flags: each refused in one line, and no file touched"}
 
 
 def filled(template: str, values: dict) -> str:
@@ -104,11 +104,12 @@ def soak(record: dict) -> str:
 def tables(results: Path) -> dict[str, str]:
     """Return every table by its name."""
     records = {file.stem: record(file) for file in results.glob("*.json")}
+    study = records["study"]["rows"]
     return {
         "results": filled(RESULTS, records),
         "comparison": comparison(records["comparison"]),
-        "study": STUDY + "".join(filled(STUDY_ROW, row) for row in records["study"]["rows"]
-                                 if row["name"] in SHOWN),
+        "study": STUDY + "".join(filled(STUDY_ROW, row) for row in study
+                                                   if row["name"] in SHOWN),
         **({"soak": soak(records["soak"])} if "soak" in records else {})}
 
 
