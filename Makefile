@@ -3,10 +3,10 @@
 # make models     86 min: the three models, three seeds each; the VAE of two dimensions, the plain GAN
 # make variants   107 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
 # make compare    60 min, after make models and make variants: all compared on held-out data
-# make study      265 min: the VAE in all its variants, and the GAN without parts of its recipe
+# make study      125 min: the VAE in all its variants, and the GAN without parts of its recipe
 # make bench      8 min: training speed against the bare matrix products
 # make soak       12 min: kills, full disks, damaged files, absurd flags, and what was lost by them
-# make demonstrations   17 s: the small experiments of the report
+# make demonstrations   22 s: the small experiments of the report
 # make page       4 s: report/explore.html, the trained models to play with in a browser
 # make report     run what has no results yet, which it lists first, then make pdf
 # make pdf        compile the report from figures and results as they are; needs LaTeX

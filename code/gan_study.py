@@ -4,7 +4,7 @@ Every case is a run of a3_gan_template.py under study/, all of as many updates, 
 default has. Compared are the Frechet distance to validation images, the share of the rarest digit
 and that of clear ones, by the classifier of grey digits.
 
-    python code/gan_study.py            # 25 min on 2 cores: report/results/gan-study.json
+    python code/gan_study.py            # 35 min on 2 cores: report/results/gan-study.json
 """
 
 import argparse

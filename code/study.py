@@ -4,7 +4,7 @@ Every case is a run of vae_variants.py with --precision auto and the flags below
 complete one is only evaluated again. Likelihoods are the model's, whatever was trained. Networks
 this small use two cores better with a case on each than with one case on both.
 
-    python code/study.py                # 240 min on 2 cores: report/results/study.json
+    python code/study.py                # 90 min on 2 cores: report/results/study.json
     python code/study.py --collect      # the same from what jobs with --cases have written
 
 slurm.sh sends a job a case to a cluster, and then the second command.

@@ -11,7 +11,7 @@ By the number of the question:
     3.3   a general log-determinant takes O(m^3), a coupling's O(m)
     3.4   a density fitted to discrete values without noise has no upper bound
 
-    python report/demonstrations.py      # 17 s on one core: demo-*.pdf and demonstrations.json
+    python report/demonstrations.py      # 22 s on one core: demo-*.pdf and demonstrations.json
 """
 
 import math

@@ -28,7 +28,8 @@ RUNS = {
     "nf-multiscale": ("code/nf_multiscale.py", 90),
     "vae-z20-walk": ("code/walks.py", 1),
     "comparison": ("code/evaluate.py", 60),
-    "study": ("code/study.py", 240),
+    "study": ("code/study.py", 90),
+    "gan-study": ("code/gan_study.py", 35),
     "benchmark": ("code/benchmark.py", 8),
     "demonstrations": ("report/demonstrations.py", 1),
 }
