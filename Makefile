@@ -3,7 +3,7 @@
 # make models     86 min: the three models, three seeds each; the VAE of two dimensions, the plain GAN
 # make variants   107 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
 # make compare    60 min, after make models and make variants: all compared on held-out data
-# make study      125 min: the VAE in all its variants, and the GAN without parts of its recipe
+# make study      215 min: the VAE in all its variants, every model without parts of its recipe
 # make bench      8 min: training speed against the bare matrix products
 # make soak       12 min: kills, full disks, damaged files, absurd flags, and what was lost by them
 # make demonstrations   22 s: the small experiments of the report
@@ -74,7 +74,7 @@ compare: $(VENV)/installed
 
 study: $(VENV)/installed
 	$(PY) code/study.py
-	$(PY) code/gan_study.py
+	$(PY) code/ablation.py
 
 bench: $(VENV)/installed
 	$(PY) code/benchmark.py

@@ -29,7 +29,9 @@ RUNS = {
     "vae-z20-walk": ("code/walks.py", 1),
     "comparison": ("code/evaluate.py", 60),
     "study": ("code/study.py", 90),
-    "gan-study": ("code/gan_study.py", 35),
+    "ablation-vae": ("code/ablation.py --models vae", 20),
+    "ablation-nf": ("code/ablation.py --models nf", 70),
+    "ablation-gan": ("code/ablation.py --models gan", 35),
     "benchmark": ("code/benchmark.py", 8),
     "demonstrations": ("report/demonstrations.py", 1),
 }

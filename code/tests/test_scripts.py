@@ -235,7 +235,8 @@ def with_and_without(script: ModuleType, base: list[str], given: list[str]) -> t
     ("a3_gan_template --recipe template", "gan-template"), ("vae_variants", "vae-variant-z20"),
     ("vae_variants --recipe best", "vae-best"), ("nf_multiscale", "nf-multiscale"),
     ("walks", "vae-z20-walk"), ("sample", "vae-z20-drawn"),
-    ("evaluate", "comparison"), ("study", "study"), ("benchmark", "benchmark")])
+    ("evaluate", "comparison"), ("study", "study"), ("ablation --models vae", "ablation-vae"),
+    ("benchmark", "benchmark")])
 def test_a_flag_is_in_the_name_of_a_run_if_it_changes_a_number(command, plain):
     script, *base = command.split()
     script = importlib.import_module(script)
@@ -271,7 +272,7 @@ ALLOWED = {"a3": {"a3"}, "datasets": {"a3"},
            "baseline": set(),
            **{script: {"a3", "datasets", "vae_variants", "nf_multiscale", "baseline", *TEMPLATES}
               for script in ("evaluate", "study", "walks", "benchmark", "judges")},
-           "gan_study": {"a3", "a3_gan_template", "study"},
+           "ablation": {"a3", "study", *TEMPLATES},
            "sample": {"a3", "vae_variants", "nf_multiscale", "evaluate", *TEMPLATES}}
 
 
