@@ -11,7 +11,7 @@ images (everything is imported and loaded), until its first update (the untraine
 evaluated too), and the memory that it has needed at most a few updates later.
 
     python code/benchmark.py            # 8 min on 2 cores; let nothing else run
-    python code/benchmark.py --baseline     # also the same work the common way (baseline.py)
+    python code/benchmark.py --baseline     # 25 min: also the common way (baseline.py), in float32
     python code/benchmark.py --growth       # over batch sizes and numbers of images, as a figure
 """
 
@@ -156,9 +156,9 @@ def cut(train: Split, val: Split, images: int, batch_size: int, **options) -> Sp
                  batch_size=batch_size, generator=train.generator, **options)
 
 
-def vae_training(args: argparse.Namespace, images: int = 50_000, batch_size: int | None = None
-                 ) -> Training:
-    """Return the training of the VAE at its defaults, but in float32."""
+def vae_training(args: argparse.Namespace, images: int = 50_000, batch_size: int | None = None,
+                 dtype: torch.dtype = torch.float32) -> Training:
+    """Return the training of the VAE at its defaults."""
     defaults = vae.parse_args(["--device", args.device])
     train, val, _ = bmnist(args.data_root, device=args.device)
     data = cut(train, val, images, batch_size or defaults.batch_size)
@@ -173,12 +173,13 @@ def vae_training(args: argparse.Namespace, images: int = 50_000, batch_size: int
         return lambda: baseline.vae_epoch(model, pictures, optimizer, args.device)
 
     model, optimizer = new()
-    return Training(data, lambda: vae.epoch_iter(model, data, optimizer), matrix_products(
-        model, {model.encoder.body[1]}, data.batch_size, torch.float32), common)
+    return Training(
+        data, lambda: vae.epoch_iter(model, data, optimizer, dtype == torch.bfloat16),
+        matrix_products(model, {model.encoder.body[1]}, data.batch_size, dtype), common)
 
 
 def nf_training(args: argparse.Namespace, images: int = 40_000, batch_size: int | None = None,
-                precision: str = "float32") -> Training:
+                dtype: torch.dtype = torch.float32) -> Training:
     """Return the training of the flow at its defaults; 40,000 images are the course's epoch."""
     defaults = nf.parse_args(["--device", args.device])
     train, val, _ = mnist(args.data_root, device=args.device)
@@ -186,7 +187,6 @@ def nf_training(args: argparse.Namespace, images: int = 40_000, batch_size: int 
                augment=RandomShift(1).to(args.device))
     model = nf.Model(n_flows=defaults.n_flows, n_hidden=defaults.n_hidden).to(args.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=defaults.lr, fused=True)
-    dtype = getattr(torch, precision)
 
     def common() -> Callable[[], float]:
         pictures = baseline.loader(data.images, data.batch_size, transforms.RandomCrop(
@@ -202,12 +202,13 @@ def nf_training(args: argparse.Namespace, images: int = 40_000, batch_size: int 
         matrix_products(model, {model.flow.layers[0].nn[0]}, data.batch_size, dtype), common)
 
 
-def gan_products(G: nn.Module, D: nn.Module, batch: int) -> Callable[[], None]:  # noqa: N803
+def gan_products(G: nn.Module, D: nn.Module, batch: int, dtype: torch.dtype  # noqa: N803
+                 ) -> Callable[[], None]:
     """Return the products of one update: D's on real and generated images, G's through D."""
     first = {next(layer for layer in D.net if isinstance(layer, nn.Linear))}
-    steps = (matrix_products(D, first, 2 * batch, torch.float32),
-             matrix_products(D, set(), batch, torch.float32, trained=False),
-             matrix_products(G, {G.net[0]}, batch, torch.float32))
+    steps = (matrix_products(D, first, 2 * batch, dtype),
+             matrix_products(D, set(), batch, dtype, trained=False),
+             matrix_products(G, {G.net[0]}, batch, dtype))
 
     def run() -> None:
         for step in steps:
@@ -216,9 +217,9 @@ def gan_products(G: nn.Module, D: nn.Module, batch: int) -> Callable[[], None]: 
     return run
 
 
-def gan_training(args: argparse.Namespace, images: int = 60_000, batch_size: int | None = None
-                 ) -> Training:
-    """Return the training of the GAN with the course's recipe, float32."""
+def gan_training(args: argparse.Namespace, images: int = 60_000, batch_size: int | None = None,
+                 dtype: torch.dtype = torch.float32) -> Training:
+    """Return the training of the GAN with the course's recipe."""
     defaults = gan.parse_args(["--device", args.device, "--recipe", "template"])
     train, val, _ = mnist(args.data_root, device=args.device)
     data = cut(train, val, images, batch_size or defaults.batch_size, transform=gan.scaled)
@@ -233,20 +234,22 @@ def gan_training(args: argparse.Namespace, images: int = 60_000, batch_size: int
         return lambda: baseline.gan_epoch(*players, pictures, *optimizers, args.device)
 
     players, optimizers = new()
-    return Training(data, lambda: gan.train(data, *players, *optimizers),
-                    gan_products(players[1], players[0], data.batch_size), common)
+    return Training(
+        data, lambda: gan.train(data, *players, *optimizers, bfloat16=dtype == torch.bfloat16),
+        gan_products(players[1], players[0], data.batch_size, dtype), common)
 
 
 TRAININGS = {"vae": vae_training, "nf": nf_training, "gan": gan_training}
 
 
 def time_training(name: str, args: argparse.Namespace, precision: str = "float32") -> dict:
-    """Time the training of a model against its floor, and on demand against the common way."""
-    options = {"precision": precision} if name == "nf" else {}
-    data, epoch, floor, common = TRAININGS[name](args, **options)
-    return {"precision": precision,
-            **compare(epoch, floor, data, args.turns, args.device,
-                      common() if args.baseline and precision == "float32" else None)}
+    """Time the training of a model against its floor, and on demand against the common way.
+
+    The common way is in float32, whatever ours is in.
+    """
+    data, epoch, floor, common = TRAININGS[name](args, dtype=getattr(torch, precision))
+    return {"precision": precision, **compare(epoch, floor, data, args.turns, args.device,
+                                              common() if args.baseline else None)}
 
 
 # Processes of their own --------------------------------------------------------------------------
@@ -355,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     results = {"start": time_start(args)}
     timed = [(name, name, "float32") for name in TRAININGS]
     if multiplies_bfloat16(args.device):
-        timed.append(("nf_bfloat16", "nf", "bfloat16"))
+        timed += [(f"{name}_bfloat16", name, "bfloat16") for name in TRAININGS]
     for key, name, precision in timed:
         row = results[key] = time_training(name, args, precision)
         print(f"{key}: {row['epoch_seconds']:.2f} s for {row['images']:,} images, "

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import a3_gan_template as gan
@@ -47,7 +48,7 @@ def test_the_benchmark_counts_the_products_of_one_update_of_the_gan():
     players = model.discriminator, model.generator
     x, z = torch.rand(8, 784), torch.randn(8, args.latent_dim)
     with FlopCounterMode(display=False) as floor:
-        benchmark.gan_products(model.generator, model.discriminator, 8)()
+        benchmark.gan_products(model.generator, model.discriminator, 8, torch.float32)()
     with FlopCounterMode(display=False) as update:
         gan.update(x, z, *players, *gan.optimizers(model, args), "nonsaturating")
     assert floor.get_total_flops() == update.get_total_flops()
@@ -119,6 +120,29 @@ def few(monkeypatch):
         for split in (train, val):
             split.source, split.generator = Source("mnist", "", ""), torch.Generator()
         monkeypatch.setattr(benchmark, name, lambda *_, found=(train, val, val), **__: found)
+
+
+class Multiplied(TorchDispatchMode):
+    """Keeps the types of all matrices that are multiplied."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.dtypes |= {one.dtype for one in args if isinstance(one, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", benchmark.TRAININGS)
+def test_products_and_epoch_are_of_the_precision_that_is_timed(name, dtype, few):
+    training = benchmark.TRAININGS[name](benchmark.parse_args(["--device", "cpu"]), 48, 16, dtype)
+    for work in (training.floor, training.epoch):
+        with Multiplied() as multiplied:
+            work()
+        assert multiplied.dtypes == {dtype}
 
 
 @pytest.mark.parametrize("name", benchmark.TRAININGS)
