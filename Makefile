@@ -1,7 +1,7 @@
 # make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
 # make test       3 min: install, then run the tests
 # make models     86 min: the three models, three seeds each; the VAE of two dimensions, the plain GAN
-# make variants   107 min, after make models: the VAE and the flow of the highest likelihood, walks among the VAE's codes
+# make variants   110 min, after make models: the VAE and the flow of the highest likelihood, an autoencoder, walks among codes
 # make compare    60 min, after make models and make variants: all compared on held-out data
 # make study      215 min: the VAE in all its variants, every model without parts of its recipe
 # make bench      8 min: training speed against the bare matrix products
@@ -66,6 +66,7 @@ models: $(VENV)/installed
 
 variants: $(VENV)/installed
 	$(PY) code/vae_variants.py --resume --recipe best
+	$(PY) code/vae_variants.py --resume --objective uae
 	$(PY) code/nf_multiscale.py --resume
 	$(PY) code/walks.py
 

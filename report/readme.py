@@ -37,14 +37,15 @@ COLUMNS = {"vae": "VAE", "gan": "GAN", "nf": "flow", "nf_multiscale": "multi-sca
            "vae_best": "best VAE", "gan_template": "GAN, plain recipe", "floor": "floor"}
 
 STUDY = """\
-| case | -ELBO | -log p(x) | reconstruction | KL | active units | verdict |
-|---|---|---|---|---|---|---|
+| case | -ELBO | -log p(x), {nll_samples:,} draws | reconstruction | KL | active units \
+| clear samples, share | verdict |
+|---|---|---|---|---|---|---|---|
 """
 SHOWN = ("ELBO", "IWAE 50", "flow prior", "shifts, flow prior",
          "collapse: beta 30", "cure: beta 30, free bits 8", "overload: UAE")
 STUDY_ROW = """\
 | {name:} | {test_elbo_nats:.1f} | {test_nll_nats:.1f} | {reconstruction_nats:.1f} | \
-{kl_nats:.1f} | {active_units:} | {verdict:} |
+{kl_nats:.1f} | {active_units:} | {samples_clear_share:.2f} | {verdict:} |
 """
 
 SOAK = """\
@@ -108,7 +109,7 @@ def tables(results: Path) -> dict[str, str]:
     return {
         "results": filled(RESULTS, records),
         "comparison": comparison(records["comparison"]),
-        "study": STUDY + "".join(filled(STUDY_ROW, row) for row in study
+        "study": filled(STUDY, study[0]) + "".join(filled(STUDY_ROW, row) for row in study
                                                    if row["name"] in SHOWN),
         **({"soak": soak(records["soak"])} if "soak" in records else {})}
 
