@@ -1,9 +1,9 @@
 # make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
 # make test       3 min: install, then run the tests
 # make models     86 min: the three models, three seeds each; the VAE of two dimensions, the plain GAN
-# make variants   110 min, after make models: the VAE and the flow of the highest likelihood, an autoencoder, walks among codes
-# make compare    60 min, after make models and make variants: all compared on held-out data
-# make study      215 min: the VAE in all its variants, every model without parts of its recipe
+# make variants   112 min, after make models: the VAE and the flow of the highest likelihood, an autoencoder (UAE), walks among codes
+# make compare    40 min, after make models and make variants: all compared on held-out data
+# make study      215 min: the VAE in all its variants, VAE, flow and GAN without parts of their recipes
 # make bench      8 min: training speed against the bare matrix products
 # make soak       12 min: kills, full disks, damaged files, absurd flags, and what was lost by them
 # make demonstrations   22 s: the small experiments of the report

@@ -2,8 +2,8 @@
 
 Pictures are decoded and transformed one by one behind a DataLoader, networks end in probabilities
 for a BCELoss, couplings mask full-size layers, D sees real and generated images in two passes,
-and every step waits for the value of its loss. Sizes, optimizers and objectives are ours, so the
-tests also compare the mathematics of both.
+and every step waits for the value of its loss. Hidden sizes, optimizers and objectives are ours,
+so the tests also compare the mathematics of both.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Training speed against the floor: the bare matrix products of the same work.
 
-A linear layer with an (n, m) weight needs three products in an update with a batch of B: the
+A linear layer with an (m, n) weight needs three products in an update with a batch of B: the
 output (B, n) (n, m), the weight's gradient (m, B) (B, n), and the gradient of its input
 (B, m) (m, n), which the layer that reads the data does not need. The floor of an epoch is the
 time of these products alone, in the same shapes, number and precision. Epoch and floor are timed

@@ -12,7 +12,7 @@ Every training is judged alone, and its numbers are kept by the name of its run.
 deviations are over a run and its further seeds, <run>-seed1, ...; the deviation by the draws of
 samples has a name of its own. Figures and likelihoods are of the run without a further seed.
 
-    python code/evaluate.py                     # after the full runs: 60 min on 2 cores
+    python code/evaluate.py                     # after the full runs: 40 min on one core
     python code/evaluate.py --models vae gan nf      # the assignment's three
     python code/evaluate.py --only gan-seed1    # this run; others with the same settings stay
 """

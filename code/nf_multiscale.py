@@ -21,7 +21,7 @@ temperatures.
     h      (B, T, C)     features of T cells, T = 49 or 196
     a      (B, n)        probability of ink, P(x > 0), of the n pixels of a group
     q      (m, 255)      probabilities of the grey levels 1..255 of the m pixels with ink
-    u      (B, n)        dequantization noise, uniform on (0, 1)
+    u      (B, n)        dequantization noise, uniform on [0, 1)
     z      (B, 784)      code, standard normal if the model is right
     seen   (B, T, 256)   log(1 + how often the image has shown each grey level before a cell)
 

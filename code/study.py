@@ -65,10 +65,13 @@ KEYS = {"test_elbo_nats": "test_elbo_nats", "test_nll_nats": "test_nll_nats",
         "verdict": "verdict", "precision": "precision", "train_seconds": "train_seconds"}
 
 
+OUT = "for figures/, results/ and checkpoints/ (None: report/, and study/ for the cases' own)"
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
     parser = tool_flags("Train the VAE in all its variants, and compare them.",
-                        ("mnist", "sample"))
+                        ("mnist", "sample"), out=OUT)
     add = parser.add_argument
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE",
         help="cases to run, by name")
@@ -147,8 +150,8 @@ def run_cases(names: Sequence[str], train: Callable[[str, argparse.Namespace], d
         told: what of a row is printed.
     """
     report_folder(args.out)  # long before it is written to
-    print(f"{len(names)} cases, {args.jobs} at a time; each prints into {runs_folder(args)}",
-          flush=True)
+    print(f"{len(names)} cases, {args.jobs} at a time; each prints into a .log under "
+          f"{runs_folder(args)}", flush=True)
     start = time.time()
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), end_with_parent) as pool:
         runs = {pool.submit(train, name, args): name for name in names}

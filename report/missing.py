@@ -1,6 +1,6 @@
 """Run what has no results yet of the runs below, one after the other, and no other.
 
-It says first which these are and how long they take. A stopped run goes on.
+It says first which these are and how long they take. A stopped training goes on.
 
     python report/missing.py      # or make report, which then makes the PDF
 """
@@ -24,11 +24,11 @@ RUNS = {
     "gan-seed1": ("code/a3_gan_template.py --seed 1", 11),
     "gan-seed2": ("code/a3_gan_template.py --seed 2", 11),
     "gan-template": ("code/a3_gan_template.py --recipe template", 18),
-    "vae-best": ("code/vae_variants.py --recipe best", 16),
+    "vae-best": ("code/vae_variants.py --recipe best", 18),
     "vae-variant-z20-objectiveuae": ("code/vae_variants.py --objective uae", 3),
     "nf-multiscale": ("code/nf_multiscale.py", 90),
     "vae-z20-walk": ("code/walks.py", 1),
-    "comparison": ("code/evaluate.py", 60),
+    "comparison": ("code/evaluate.py", 40),
     "study": ("code/study.py", 90),
     "ablation-vae": ("code/ablation.py --models vae", 20),
     "ablation-nf": ("code/ablation.py --models nf", 70),

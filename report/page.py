@@ -42,8 +42,7 @@ PAGE = sources.REPORT / "explore.html"
 SCRIPTS = ("networks.js", "state.js", "paint.js", "pen.js", "map.js", "digit.js", "gan.js",
            "flow.js", "main.js")
 MEASURED = sample.WEIGHTS / "explore.npz"
-# With 8 bits in the first of these, -ELBO moves by up to 11 nats: images share a place on the
-# map.
+# With 8 bits in these, images share a place on the map, and -ELBO moves by nats.
 FINE = {("vae-z2", f"encoder.body.{layer}.weight") for layer in (1, 3)}
 SMALL = 25_000  # numbers; a matrix of fewer has 16 bits as well, which costs little
 LARGEST = 10_000_000  # bytes of the page

@@ -89,7 +89,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, updates: int, cycle_momentum: bo
 
     The learning rate rises to the optimizer's own in a tenth of the updates, then falls to almost
     0. The momentum (Adam's beta_1) goes the other way, from 0.95 down to 0.85 and back (PyTorch's
-    two-phase cosine form of Smith & Topin 2019, "Super-convergence").
+    two-phase cosine form of Smith & Topin 2017, "Super-convergence").
 
     Args:
         cycle_momentum: False leaves the momentum as it is.
