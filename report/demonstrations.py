@@ -46,7 +46,7 @@ from sample import WEIGHTS, unpack
 from vae_variants import build
 
 SEED = 42
-HALF_WIDTH = {"width": 2.65, "height": 1.5}  # inches: a figure beside text
+HALF_WIDTH = {"width": 2.31, "height": 1.35}  # inches: a figure beside text
 LATENTS = 20  # most dimensions in the figure of 1.11, as in the VAE
 NAIVE_DRAWS = tuple(10**i for i in range(6))
 NAIVE_IMAGES = 500  # test images whose naive estimates are averaged
@@ -251,7 +251,7 @@ def bits_of_bumps(width: float, with_noise: bool) -> float:
 def show_ring(folder: Path) -> None:
     """Draw a Gaussian cloud and its image, the ring."""
     z = torch.randn(600, 2, generator=random_stream(SEED, "ring"))
-    with canvas(folder / "demo-ring.pdf", columns=2, **HALF_WIDTH) as axes:
+    with canvas(folder / "demo-ring.pdf", columns=2, width=1.82, height=1.05) as axes:
         for axis, points, name in zip(axes, (z, ring(z)), ("z", "g(z)"), strict=True):
             axis.plot(*points.T, ".", markersize=2, color=VAL["color"], markeredgewidth=0)
             axis.set(xlabel=f"${name}_1$", ylabel=f"${name}_2$", aspect="equal")
@@ -264,7 +264,7 @@ def show_naive_estimate(folder: Path) -> dict:
     test, rows = bmnist(dataset="bmnist")[2], {}
     chosen = torch.randperm(len(test.images), generator=random_stream(SEED, "naive images"))
     x = test.pixels(test.images[chosen[:NAIVE_IMAGES]])
-    with canvas(folder / "demo-naive-estimate.pdf", **HALF_WIDTH) as axis:
+    with canvas(folder / "demo-naive-estimate.pdf", width=2.03, height=1.35) as axis:
         for run, style in (("vae-z20", TRAIN), ("vae-z2", VAL)):
             model, noise = committed_vae(run), random_stream(SEED, f"naive {run}")
             naive = naive_estimates(model, x, noise)
@@ -390,7 +390,7 @@ def show_discrete_density(folder: Path) -> dict:
     bare, noisy = ([bits_of_bumps(float(width), with_noise) for width in WIDTHS]
                    for with_noise in (False, True))
     entropy = math.log2(VALUES)
-    with canvas(folder / "demo-discrete-density.pdf", **HALF_WIDTH) as axis:
+    with canvas(folder / "demo-discrete-density.pdf", width=2.65, height=1.5) as axis:
         axis.semilogx(WIDTHS, bare, label="without noise", **TRAIN)
         axis.semilogx(WIDTHS, noisy, label="with uniform noise", **VAL)
         axis.axhline(entropy, color="0.4", linewidth=0.6, linestyle=":")

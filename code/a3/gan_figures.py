@@ -27,7 +27,7 @@ def save_loss_plot(history: Sequence[dict], loss: str, filename: Path) -> None:
     """Plot losses and D's outputs; mark their values where p_g = p_data, if there is only one."""
     *losses, output = AT_REST[loss]
     known = loss in PROBABILITIES
-    with figures.canvas(filename, columns=2) as (left, right):
+    with figures.canvas(filename, columns=2, width=4.4, height=1.7) as (left, right):
         plot_curves(left, history, {"d_loss": "$L_D$", "g_loss": "$L_G$"}, losses)
         left.set_ylabel("loss [nats]" if known else "loss")
         plot_curves(right, history, {"d_real": "$D(x)$", "d_fake": "$D(G(z))$"}, [output])

@@ -19,7 +19,7 @@ WALK_DIGITS = (3, 8)  # at the ends of the walk
 def save_bpd_plot(train_curve: Sequence[float], val_curve: Sequence[float], filename: Path
                   ) -> None:
     """Plot bits per dimension of each epoch; the untrained model, epoch 0, is off the plot."""
-    with figures.canvas(filename, width=3.6, height=2.3) as axis:
+    with figures.canvas(filename, width=2.75, height=1.7) as axis:
         figures.train_and_val(axis, train_curve, val_curve, "bits per dimension")
         axis.axhline(TARGET_BITS_PER_DIM, color="0.4", linewidth=0.6, linestyle=":")
         axis.annotate(f"{TARGET_BITS_PER_DIM}", (0, TARGET_BITS_PER_DIM), fontsize=7, va="bottom")
