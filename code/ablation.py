@@ -146,9 +146,9 @@ def train_case(name: str, args: argparse.Namespace) -> dict:
     own = copy.copy(args)
     own.out = runs_folder(args) / "ablation" / f"{model}-{case.replace(' ', '-')}"
     with patch.dict(vars(script), CASES[model][case].names):
-        results = run_case(script.main, seed, ["--seed", seed.removeprefix("seed "), *brief,
-                                               *CASES[model][case].flags], own)
-    return {"case": case, "told": results[measures[0]], **{key: results.get(key) for key in (
+        results = run_case(script.main, seed.replace(" ", "-"), [
+            "--seed", seed.removeprefix("seed "), *brief, *CASES[model][case].flags], own)
+    return {"case": case, "data": results["data"]["name"], **{key: results.get(key) for key in (
         *measures, "flags", "seed", "precision", "epoch_seconds", "commit", "device",
         "classifier_sha256")}}
 
@@ -163,22 +163,26 @@ def averaged(rows: Sequence[dict], key: str) -> dict[str, float | None]:
 def ablate(model: str, args: argparse.Namespace) -> dict:
     """Train all cases of one model; write ablation-MODEL.json and return its record."""
     measures = MODELS[model][2]
-    file = f"{run_name(f'ablation-{model}', args, named=['jobs', 'models'])}.json"
+    name = run_name(f"ablation-{model}", args, named=["jobs", "models"])
     args = copy.copy(args)
     names = [f"{model}: {case}: seed {seed}" for case in CASES[model] for seed in args.seeds]
     args.jobs = min(args.jobs, len(names))
-    trainings = run_cases(names, train_case, "told", args)
+    trainings = run_cases(names, train_case, measures[0], args)
     rows = []
     for case in CASES[model]:
         own = [row for row in trainings if row["case"] == case]
         rows.append({"name": case, "trainings": len(own), "runs": own,
                      **{key: value for measure in measures
                         for key, value in averaged(own, measure).items()}})
-    print(f"\n{model + ':':20}" + "".join(f"{measure:>22}" for measure in measures))
+    print(f"\n{model + ', mean ± deviation':26}" + "".join(f"{key:>22}" for key in measures))
     for row in rows:
-        print(f"{row['name']:20}" + "".join(f"{row[key]:22.3f}" for key in measures))
-    return write_record(report_folder(args.out) / "results" / file, args.device,
-                        rows=rows, epochs=args.epochs, threads=threads(args.jobs))
+        print(f"{row['name']:26}" + "".join(
+            f"{row[key]:14.3f} ± {row[f'{key}_deviation'] or 0:5.3f}" for key in measures))
+    file = report_folder(args.out) / "results" / f"{name}.json"
+    record = write_record(file, args.device, rows=rows, epochs=args.epochs,
+                          threads=threads(args.jobs))
+    print(f"done: {file}\n", flush=True)
+    return record
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:

@@ -157,7 +157,9 @@ def run_cases(names: Sequence[str], train: Callable[[str, argparse.Namespace], d
         runs = {pool.submit(train, name, args): name for name in names}
         try:
             for number, run in enumerate(as_completed(runs), start=1):
-                print(f"[{number}/{len(runs)}] {runs[run]}: {run.result()[told]}, "
+                value = run.result()[told]
+                value = f"{value:.3f}" if isinstance(value, float) else value
+                print(f"[{number}/{len(runs)}] {runs[run]}: {value}, "
                       f"{(time.time() - start) / 60:.0f} min", flush=True)
         except BrokenProcessPool:
             left = [name for run, name in runs.items() if run.exception() is not None]

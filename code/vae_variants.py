@@ -99,6 +99,12 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if args.objective not in readers and flag in args.changed:
             parser.error(f"'--{flag}' needs '--objective {' or '.join(readers)}', "
                          f"not {args.objective}")
+    unweighted = args.beta == 1 and not args.beta_warmup
+    if args.objective == "beta" and unweighted:
+        parser.error("'--objective beta' needs a '--beta' other than 1, or '--beta_warmup': it "
+                     "is the ELBO else")
+    if args.objective == "free_bits" and unweighted and args.free_bits == 0:
+        parser.error("'--objective free_bits' needs '--free_bits' above 0: it is the ELBO else")
     if args.per_dimension and args.posterior == "flow":
         parser.error("'--per_dimension' needs '--posterior gaussian': with a flow, the KL is not "
                      "a sum over dimensions")

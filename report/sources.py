@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,13 @@ class Number(NamedTuple):
 
 
 def exit_with(main: Callable[[], int | None]) -> None:
-    """Run ``main`` and exit with its status; an error ends in one line and status 1."""
+    """Run ``main`` and exit with its status; an error ends in one line and status 1.
+
+    Asked for help, say what the script is for, and run nothing.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]) and "argv" not in signature(main).parameters:
+        print(sys.modules[main.__module__].__doc__)
+        return
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale may lack our letters
     try:

@@ -422,11 +422,14 @@ def _trouble(content: bytes, digest: str, name: str) -> str:
 def _download(urls: list[str], root: Path, name: str) -> bytes:
     """Download a file from the first url that has it; only a whole, verified one gets its name.
 
+    A folder that was not there stays only with a file in it.
+
     Raises:
         Unavailable: no url has it, or it cannot be written.
     """
     path = root / name
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    new = [folder for folder in path.parents if not folder.exists()]  # the deepest first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb") as file:
@@ -445,6 +448,8 @@ def _download(urls: list[str], root: Path, name: str) -> bytes:
     finally:
         with contextlib.suppress(OSError):  # nor is there a part where no file could be made
             part.unlink(missing_ok=True)
+            for folder in new:
+                folder.rmdir()
     return content
 
 

@@ -113,7 +113,8 @@ def test_trainings_have_their_case_and_seed_and_a_folder_of_their_own(
                      gan.RECIPES["default"]["r1"]))
         return {"val_frechet_distance": float(args.seed), "smallest_class_share": 0.1,
                 "clear_share": 0.5, "flags": {}, "seed": args.seed, "precision": "float32",
-                "epoch_seconds": 1.0, "commit": "c", "device": "d", "classifier_sha256": "s"}
+                "epoch_seconds": 1.0, "commit": "c", "device": "d", "classifier_sha256": "s",
+                "data": {"name": "sample"}}
 
     monkeypatch.setattr(gan, "main", trained)
     cases = {case: ablation.CASES["gan"][case] for case in ("default", "without R1")}

@@ -142,6 +142,17 @@ def test_a_download_arrives_whole_or_not_at_all(server):
         "binarized_mnist_train.amat", "binarized_mnist_valid.amat"]
 
 
+def test_a_folder_that_was_not_there_stays_only_with_a_file_in_it(server, tmp_path):
+    root, whole = tmp_path / "no such" / "folder", dict(server.sent)
+    server.sent |= dict.fromkeys(whole, b"")
+    with pytest.raises(Unavailable, match="found there: nothing$"):
+        bmnist_files(root, download=True)
+    assert not root.parent.exists()
+    server.sent |= whole
+    bmnist_files(root, download=True)
+    assert len(list((root / "binarized_mnist").iterdir())) == 3
+
+
 def test_a_folder_that_cannot_be_written_is_named(server):
     server.folder.rmdir()
     server.folder.touch()

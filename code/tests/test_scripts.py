@@ -223,8 +223,12 @@ def other_values(action: argparse.Action) -> list[list[str]]:
 
 def with_and_without(script: ModuleType, base: list[str], given: list[str]) -> tuple[str, str]:
     """Return the names with and without an argument, by an objective that reads it."""
+    weights = {"beta": ["--beta", "1.75"], "free_bits": ["--free_bits", "1.75"]}
+    if given[0] == "--objective":
+        given = [*given, *weights.get(given[1], [])]
     for objective in ("elbo", "beta", "free_bits", "iwae"):
-        fitting = [*base, *(["--objective", objective] if objective != "elbo" else [])]
+        fitting = [*base, *(["--objective", objective, *weights.get(objective, [])]
+                            if objective != "elbo" else [])]
         with contextlib.suppress(SystemExit):
             return name_of(script, [*fitting, *given])[0], name_of(script, fitting)[0]
     raise AssertionError(f"{given} is refused with every objective")

@@ -196,10 +196,13 @@ def test_a_recipe_sets_other_defaults_which_flags_still_change():
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["--objective", "free_bits", "--per_dimension", "--posterior", "flow"],
+    (["--objective", "free_bits", "--free_bits", "1", "--per_dimension", "--posterior",
+      "flow"],
      "'--per_dimension' needs '--posterior gaussian'"),
     (["--beta", "2"], "'--beta' needs '--objective beta or free_bits', not elbo"),
     (["--objective", "uae", "--free_bits", "3"], "'--free_bits' needs '--objective free_bits'"),
+    (["--objective", "beta"], "'--objective beta' needs a '--beta' other than 1"),
+    (["--objective", "free_bits"], "'--objective free_bits' needs '--free_bits' above 0"),
     (["--beta", "-1"], "'-1' is not a number from 0 to"),
     (["--prior", "flow", "--zdim", "1"], "a flow needs at least 2 dimensions"),
     (["--likelihood", "gaussian", "--dataset", "bmnist"],
