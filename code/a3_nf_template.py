@@ -88,9 +88,9 @@ class Coupling(nn.Module):
     (kept, changed), the Jacobian is triangular, with ones and exp(s) on its diagonal. The last
     layer starts at zero, so the coupling starts as the identity.
 
-    Two departures from the template: SiLU learns markedly faster than ReLU, and the hidden layers
-    are normalised (Ba et al. 2016), which bounds t for any input. Without it every coupling
-    pushes a rare unusual image further out, until its density alone spoils an epoch's average.
+    Two departures from the template: SiLU gains 0.01 bits per dimension over ReLU (ablation.py),
+    and the hidden layers are normalised (Ba et al. 2016), which bounds t for any input: 0.03 bits.
+    Without it couplings push a rare image further out, until it alone spoils an epoch's average.
 
     Args:
         c_in: number of pixels.
