@@ -4,7 +4,7 @@
 # make variants   115 min, after make models: a VAE and a flow of higher likelihood, two more VAEs for the report, walks among codes
 # make compare    40 min, after make models and make variants: all compared on held-out data
 # make study      215 min: the VAE in all its variants, VAE, flow and GAN without parts of their recipes
-# make bench      8 min: training speed against the bare matrix products
+# make bench      9 min: training speed against the bare matrix products
 # make soak       12 min: kills, full disks, damaged files, absurd flags, and what was lost by them
 # make demonstrations   22 s: the small experiments of the report
 # make page       4 s: report/explore.html, the trained models to play with in a browser

@@ -10,9 +10,9 @@ Before that, each script runs in a process of its own: the seconds until it asks
 images (everything is imported and loaded), until its first update (the untrained model has been
 evaluated too), and the memory that it has needed at most a few updates later.
 
-    python code/benchmark.py            # 8 min on 2 cores; let nothing else run
-    python code/benchmark.py --baseline     # 25 min: also the common way (baseline.py), in float32
-    python code/benchmark.py --growth       # over batch sizes and numbers of images, as a figure
+    python code/benchmark.py            # 9 min on 2 cores; let nothing else run
+    python code/benchmark.py --baseline     # 18 min: also the common way (baseline.py), in float32
+    python code/benchmark.py --growth       # 11 min: over batch sizes and images, as a figure
 """
 
 import argparse

@@ -34,7 +34,7 @@ RUNS = {
     "ablation-vae": ("code/ablation.py --models vae", 20),
     "ablation-nf": ("code/ablation.py --models nf", 70),
     "ablation-gan": ("code/ablation.py --models gan", 35),
-    "benchmark": ("code/benchmark.py", 8),
+    "benchmark": ("code/benchmark.py", 9),
     "demonstrations": ("report/demonstrations.py", 1),
 }
 RESUMED = ("template.py", "variants.py", "multiscale.py")  # scripts that have --resume

@@ -30,7 +30,7 @@ MEASURES = [
     ("the same by the second judge", "random_frechet_distance", ".4f", True),
     ("precision", "precision", ".3f", True), ("recall", "recall", ".3f", True),
     ("coverage", "coverage", ".3f", True), ("clear digits, share", "clear_share", ".3f", True),
-    ("nearly copies, share", "nearer_to_train_share", ".3f", False),
+    ("nearly copies, share", "nearer_to_train_share", ".4f", False),
     ("parameters (of the GAN: G alone)", "parameters", ",", False),
 ]
 COLUMNS = {"vae": "VAE", "gan": "GAN", "nf": "flow", "nf_multiscale": "multi-scale flow",

@@ -407,7 +407,7 @@ def test_the_report_runs_what_is_missing_and_nothing_else(copy):
     some = run(copy, "missing")
     assert some.returncode == 1, "as the study's"
     told = some.stdout.splitlines()
-    assert told[0] == "report/results lacks vae-z20-seed1, nf, study, benchmark: 109 min"
+    assert told[0] == "report/results lacks vae-z20-seed1, nf, study, benchmark: 110 min"
     assert [line for line in told if not line.startswith("python")][1:] == [
         "a3_vae_template.py --seed 1 --resume", "a3_nf_template.py --resume", "study.py"]
 
