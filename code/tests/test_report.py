@@ -446,16 +446,18 @@ def test_the_name_of_a_submission_is_never_run(copy):
         assert "there is no 'report/report.pdf'" in told, told
 
 
-@pytest.mark.parametrize("script", ["check", "macros", "missing", "pdf", "readme", "submission"])
-def test_help_says_what_a_script_is_for_and_runs_nothing(copy, script):
+def test_help_says_what_a_script_is_for_and_runs_nothing(copy):
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in copy.rglob("*")
+                if path.is_file() and "__pycache__" not in path.parts}
+
     (copy / "report/results/nf.json").unlink()  # missing.py would run what writes it
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    told = run(copy, script, "--help")
-    assert (told.returncode, told.stderr) == (0, "")
-    assert f"report/{script}.py" in told.stdout
-    after = {path: path.read_bytes() for path in copy.rglob("*")
-             if path.is_file() and "__pycache__" not in path.parts}
-    assert after == before
+    before = files()
+    for script in ("check", "macros", "missing", "pdf", "readme", "submission"):
+        told = run(copy, script, "--help")
+        assert (told.returncode, told.stderr) == (0, "")
+        assert f"report/{script}.py" in told.stdout
+    assert files() == before
 
 
 @pytest.mark.parametrize("argv", [[], ["../wen"], ["wen 1"], ["-rf"], ["w" * 51], ["!"], [""]])
