@@ -1,7 +1,7 @@
-# make demo       4 min on 2 cores: install, then train every model for a few epochs into demo/
+# make demo       4 min on 2 cores: install, then train VAE, flow and GAN for a few epochs into demo/
 # make test       3 min: install, then run the tests
 # make models     86 min: the three models, three seeds each; the VAE of two dimensions, the plain GAN
-# make variants   115 min, after make models: a VAE and a flow of higher likelihood, two more VAEs for the report, walks among codes
+# make variants   117 min, after make models: a VAE and a flow of higher likelihood, two more VAEs for the report, walks among codes
 # make compare    40 min, after make models and make variants: all compared on held-out data
 # make study      215 min: the VAE in all its variants, VAE, flow and GAN without parts of their recipes
 # make bench      9 min: training speed against the bare matrix products

@@ -1,9 +1,10 @@
 """The same trainings written the common way: what benchmark.py --baseline times beside ours.
 
-Pictures are decoded and transformed one by one behind a DataLoader, networks end in probabilities
+Pictures are made and transformed one by one behind a DataLoader, networks end in probabilities
 for a BCELoss, couplings mask full-size layers, D sees real and generated images in two passes,
-and every step waits for the value of its loss. Hidden sizes, optimizers and objectives are ours,
-so the tests also compare the mathematics of both.
+and every step waits for the value of its loss. Hidden sizes, learning rates and objectives are
+ours, so the tests also compare the mathematics of both; but G steps before D, and the flow's Adam
+is not fused.
 """
 
 import math

@@ -4,7 +4,7 @@ A linear layer with an (m, n) weight needs three products in an update with a ba
 output (B, n) (n, m), the weight's gradient (m, B) (B, n), and the gradient of its input
 (B, m) (m, n), which the layer that reads the data does not need. The floor of an epoch is the
 time of these products alone, in the same shapes, number and precision. Epoch and floor are timed
-in turns in one process, so that a change in the machine's speed affects both alike.
+in turns in one process, so that a slow change in the machine's speed affects both alike.
 
 Before that, each script runs in a process of its own: the seconds until it asks for its first
 images (everything is imported and loaded), until its first update (the untrained model has been
@@ -335,7 +335,8 @@ def save_growth(rows: dict, filename: Path) -> None:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
-    parser = tool_flags("Time training against its matrix products.")
+    parser = tool_flags("Time training against its matrix products.",
+                        out="for figures/ and results/ (None: report/)")
     add = parser.add_argument
     add("--turns", type=positive_int, default=5, metavar="N",
         help="timings of each, whose median counts")

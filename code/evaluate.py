@@ -61,7 +61,7 @@ IMAGE_ROWS = 50  # images in a batch of the VAE's likelihood
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
-    parser = tool_flags("Compare the trained models.", ("mnist", "sample"))
+    parser = tool_flags("Compare the trained models.", ("mnist", "sample"), own=False)
     add = parser.add_argument
     add("--models", nargs="+", choices=RUNS, default=list(RUNS), metavar="MODEL",
         help=f"which are compared: {', '.join(RUNS)}")

@@ -80,7 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=positive_int, default=EPOCHS, metavar="N",
         help="passes over the training images")
     add("--nll_samples", type=positive_int, default=2000, metavar="K",
-        help="importance samples for each image's likelihood; few favour a simple q(z|x)")
+        help="importance samples for each image's likelihood; few favour a q(z|x) near p(z|x)")
     add("--limit", type=positive_int, default=None, metavar="N",
         help="train on the first N images only, for a quick trial")
     add("--collect", action="store_true",
@@ -180,7 +180,7 @@ def run_cases(names: Sequence[str], train: Callable[[str, argparse.Namespace], d
 
 
 def trained(args: argparse.Namespace) -> list[dict]:
-    """Train all cases, the slowest first, and return their rows in the order of the table."""
+    """Train all cases, IWAE first, as it is slow, and return their rows in the table's order."""
     slowest_first = sorted(args.cases, key=lambda name: "iwae" not in CASES[name])
     rows = run_cases(slowest_first, train_case, "verdict", args)
     return sorted(rows, key=lambda row: args.cases.index(row["name"]))

@@ -17,7 +17,7 @@ its loop. L is the reconstruction term, KL the other, all in nats:
 Whatever is minimised, the results give the ELBO. After each epoch the codes are checked for
 posterior collapse and information overload (a3/vae_monitors.py).
 
-    python code/vae_variants.py --recipe best                  # 18 min on one core: -log p(x) 83
+    python code/vae_variants.py --recipe best                  # 20 min on one core: -log p(x) 83
     python code/vae_variants.py --objective beta --beta 4      # 2 min on 2 cores
 """
 

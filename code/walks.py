@@ -6,7 +6,7 @@ vectors (White 2016; Garcia 2019, section 3.3), and varies single dimensions. Al
 with ``decode(u)``.
 
     python code/walks.py               # of the run vae-z20; 10 s on 2 cores
-    python code/walks.py vae-best      # of any other finished run of the VAE or its variants
+    python code/walks.py vae-best      # of any other finished run of a VAE of binary pixels
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of the command line."""
     parser = tool_flags("Draw walks among the codes of a trained VAE.")
     parser.add_argument("run", nargs="?", type=run_label, default="vae-z20", metavar="RUN",
-                        help="finished run of the VAE or of a variant")
+                        help="finished run of the VAE or of a variant of binary pixels")
     parser.add_argument("--seed", type=seed_int, default=42, help="seed of the samples")
     return parse(parser, argv)
 

@@ -251,12 +251,13 @@ def bits_of_bumps(width: float, with_noise: bool) -> float:
 def show_ring(folder: Path) -> None:
     """Draw a Gaussian cloud and its image, the ring."""
     z = torch.randn(600, 2, generator=random_stream(SEED, "ring"))
-    with canvas(folder / "demo-ring.pdf", columns=2, width=1.82, height=1.05) as axes:
+    with canvas(folder / "demo-ring.pdf", columns=2, width=2.03, height=1.25) as axes:
         for axis, points, name in zip(axes, (z, ring(z)), ("z", "g(z)"), strict=True):
             axis.plot(*points.T, ".", markersize=2, color=VAL["color"], markeredgewidth=0)
-            axis.set(xlabel=f"${name}_1$", ylabel=f"${name}_2$", aspect="equal")
+            axis.set(title=f"${name}$", aspect="equal")
             limit = 1.05 * points.abs().max().item()
-            axis.set(xlim=(-limit, limit), ylim=(-limit, limit))
+            ticks = (-int(limit), 0, int(limit))
+            axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=ticks, yticks=ticks)
 
 
 def show_naive_estimate(folder: Path) -> dict:
@@ -359,13 +360,16 @@ def show_saturation(folder: Path) -> dict:
     curves = saturation(model, gan.optimizers(model, args)[1], batches.split(args.batch_size))
     updates = range(1, len(curves["d_fake"]) + 1)
     with canvas(folder / "demo-saturation.pdf", **HALF_WIDTH) as axis:
-        axis.semilogy(updates, curves["nonsaturating"], label="$-\\log D(G(z))$", **VAL)
-        axis.semilogy(updates, curves["minimax"], label="$\\log(1 - D(G(z)))$", **TRAIN)
-        axis.semilogy(updates, curves["d_fake"], label="mean $D(G(z))$", color="0.4",
-                      linestyle=":", linewidth=1.2)
-        axis.set(xlabel="update of $D$", ylabel="gradient norm; mean",
-                 ylim=(None, 1e5))  # room for the legend
-        axis.legend(loc="upper right", ncols=2)
+        for key, label, above, style in (
+                ("nonsaturating", "gradient of $-\\log D(G(z))$", 2, VAL),
+                ("minimax", "gradient of $\\log(1 - D(G(z)))$", 8, TRAIN),
+                ("d_fake", "mean $D(G(z))$", -3,
+                 {"color": "0.4", "linestyle": ":", "linewidth": 1.2})):
+            axis.semilogy(updates, curves[key], **style)
+            axis.annotate(label, (len(updates), curves[key][-1]), fontsize=7, ha="right",
+                          va="bottom" if above > 0 else "top", textcoords="offset points",
+                          xytext=(0, above))
+        axis.set(xlabel="update of $D$", ylabel="norm; mean", ylim=(1e-5, 1e3))
     return {"data": train.source.name,
             **{f"{when}_{name}": curves[name][index] for name in curves
                for when, index in (("first", 0), ("last", -1))}}

@@ -24,7 +24,7 @@ RUNS = {
     "gan-seed1": ("code/a3_gan_template.py --seed 1", 11),
     "gan-seed2": ("code/a3_gan_template.py --seed 2", 11),
     "gan-template": ("code/a3_gan_template.py --recipe template", 18),
-    "vae-best": ("code/vae_variants.py --recipe best", 18),
+    "vae-best": ("code/vae_variants.py --recipe best", 20),
     "vae-variant-z20-priorflow": ("code/vae_variants.py --prior flow", 3),
     "vae-variant-z20-objectiveuae": ("code/vae_variants.py --objective uae", 3),
     "nf-multiscale": ("code/nf_multiscale.py", 90),

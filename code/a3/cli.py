@@ -157,12 +157,13 @@ class Parser(argparse.ArgumentParser):
                       f"{message[:LONGEST_LINE]}...")
 
 
-def tool_flags(description: str, sources: tuple[str, ...] = (), data: bool = True,
-               out: str = "for figures/, results/ and checkpoints/ (None: report/ and "
-                          "checkpoints/)") -> argparse.ArgumentParser:
+def tool_flags(description: str, sources: tuple[str, ...] = (), own: bool = True,
+               data: bool = True, out: str = "for figures/, results/ and checkpoints/ (None: "
+                                             "report/ and checkpoints/)") -> Parser:
     """Return a parser with the flags that every script has, those that train nothing included.
 
     Args:
+        own: whether ``--dataset`` may be a folder of anybody's images.
         data: whether it reads images.
         out: what the folder of ``--out`` is for.
     """
@@ -173,8 +174,9 @@ def tool_flags(description: str, sources: tuple[str, ...] = (), data: bool = Tru
         help="auto, cpu, cuda (of several, cuda:1 is the second) or mps")
     if sources:
         add("--dataset", type=functools.partial(images, sources=sources), default="auto",
-            metavar=f"{{auto,{','.join(sources)},DIR}}",
-            help="auto: the first available source; DIR: your own images, as IDX files or an .npz")
+            metavar=f"{{auto,{','.join(sources)}{',DIR' * own}}}",
+            help="auto: the first available source"
+                 + "; DIR: your own images, as IDX files or an .npz" * own)
     if data:
         add("--data_root", type=folder, default=None, metavar="DIR",
             help="data folder (None: the variable A3_DATA, else data/ of the repository)")
