@@ -44,7 +44,7 @@ demo: $(VENV)/installed
 	@echo "The figures and numbers of the full runs are in report/figures and report/results."
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -c code/pyproject.toml -n 2 --dist loadfile code/tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -c code/pyproject.toml -n 2 --dist worksteal code/tests
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check --no-cache code
